@@ -1,0 +1,171 @@
+"""The prefix tree: every plan as one loop would run it, every shared prefix once."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.trajectory.conftest import SHAPE, ToyBank, ToyPipeline
+from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.levels import LevelBank
+from tmpdiff_bench.noise import initial_noise
+from tmpdiff_bench.pipelines import Sd3Stepwise
+from tmpdiff_bench.plan import PrecisionPlan
+from tmpdiff_bench.trajectory import NonFiniteLatentsError, PrefixTree, evaluate
+
+LEVELS = {"high": lambda x: -x, "mid": lambda x: -0.9 * x, "low": lambda x: -0.5 * x.sin()}
+
+
+def singles(levels: tuple[str, ...], steps: int) -> list[PrecisionPlan]:
+    return [PrecisionPlan.uniform(levels[0], steps)] + [
+        PrecisionPlan.single(levels[0], level, step, steps)
+        for level in levels[1:]
+        for step in range(steps)
+    ]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 20])
+@pytest.mark.parametrize("count", [2, 3])
+def test_node_counts(steps: int, count: int) -> None:
+    """DESIGN §5: all singles, and all plans."""
+    levels = tuple(LEVELS)[:count]
+    expected = steps + (count - 1) * steps * (steps + 1) // 2
+    assert len(PrefixTree.of(singles(levels, steps))) == expected
+    if steps <= 7:
+        plans = [PrecisionPlan(p) for p in itertools.product(levels, repeat=steps)]
+        assert len(PrefixTree.of(plans)) == (count ** (steps + 1) - count) // (count - 1)
+
+
+def loop(plan: PrecisionPlan, noise: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    """An independent loop: no tree, no batching, no shared code."""
+    rows = []
+    for x, prompt in zip(noise, prompts, strict=True):
+        for level in plan:
+            x = x + (LEVELS[level](x) + 0.01 * len(prompt)) / len(plan)
+        rows.append(x)
+    return torch.stack(rows)
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_equals_one_loop_per_plan(data: st.DataObject) -> None:
+    steps = data.draw(st.integers(1, 6))
+    texts = st.lists(st.sampled_from(tuple(LEVELS)), min_size=steps, max_size=steps)
+    plans = [PrecisionPlan(tuple(p)) for p in data.draw(st.lists(texts, min_size=1, max_size=12))]
+    prompts = ["a" * n for n in data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=5))]
+    max_batch = data.draw(st.integers(1, 9))
+    noise = initial_noise([(str(i), 0) for i in range(len(prompts))], SHAPE)
+    pipeline, bank = ToyPipeline(steps), ToyBank(LEVELS)
+    spent: list[int] = []
+    found = evaluate(
+        pipeline,
+        bank,
+        pipeline.encode(prompts),
+        noise,
+        plans,
+        max_batch=max_batch,
+        on_nfe=spent.append,
+    )
+    assert found.shape == (len(plans), len(prompts), *SHAPE)
+    for i, plan in enumerate(plans):
+        assert torch.allclose(found[i], loop(plan, noise, prompts), atol=1e-6)
+    assert sum(spent) == len(PrefixTree.of(plans)) * len(prompts)
+    assert max(n for f in bank.functions.values() for n in f.batches) <= max_batch
+
+
+def test_equals_the_diffusers_pipeline(untrained_sd3: StableDiffusion3Pipeline) -> None:
+    """Joint plans against the pipeline's own loop, the transformer swapped at each step."""
+    stepwise = Sd3Stepwise(untrained_sd3, steps=4, guidance=4.0)
+    bank = LevelBank(stepwise.denoiser, ("fp32", "w8a8", "w4a4"), stepwise.quantized)
+    plans = [
+        PrecisionPlan.parse(p)
+        for p in ("fp32*4", "w4a4*4", "w8a8 fp32*3", "fp32 w4a4 w8a8 fp32", "fp32*3 w4a4")
+    ]
+    prompts = ["a red circle", "two blue stars"]
+    noise = initial_noise([(p, 0) for p in prompts], stepwise.latent_shape)
+    found = evaluate(stepwise, bank, stepwise.encode(prompts), noise, plans, max_batch=3)
+    for plan, mine in zip(plans, found, strict=True):
+        pipe = StableDiffusion3Pipeline(**untrained_sd3.components)
+        pipe.set_progress_bar_config(disable=True)
+
+        def swap(
+            pipe: StableDiffusion3Pipeline,
+            step: int,
+            _: object,
+            tensors: dict[str, torch.Tensor],
+            plan: PrecisionPlan = plan,
+        ) -> dict[str, torch.Tensor]:
+            if step + 1 < len(plan):
+                pipe.transformer = bank[plan[step + 1]]
+            return tensors
+
+        pipe.transformer = bank[plan[0]]
+        expected = pipe(
+            prompts,
+            latents=noise.clone(),
+            num_inference_steps=4,
+            guidance_scale=4.0,
+            max_sequence_length=stepwise.t5_length,
+            output_type="latent",
+            callback_on_step_end=swap,
+        ).images
+        # rounding of activations turns differences in the last bit into whole steps of a code
+        tolerance = 1e-5 if set(plan) == {"fp32"} else 2e-2
+        error = (mine - expected).abs().max() / expected.abs().max()
+        assert error < tolerance, plan
+
+
+def test_superposition_is_exact_on_a_linear_denoiser() -> None:
+    """H1: with linear levels whose difference is a constant vector, joint errors are sums."""
+    levels = {"high": lambda x: -x, "low": lambda x: -x + 0.1}
+    steps = 8
+    pipeline, bank = ToyPipeline(steps), ToyBank(levels)
+    noise = initial_noise([("a", 0), ("b", 0)], SHAPE).double()
+    alone = singles(("high", "low"), steps)
+    joint = [PrecisionPlan.parse(p) for p in ("low*8", "high*2 low*4 high*2", "low high low*6")]
+    finals = evaluate(pipeline, bank, pipeline.encode(["", ""]), noise, [*alone, *joint]).double()
+    deviations = finals[1 : steps + 1] - finals[0]
+    for plan, final in zip(joint, finals[steps + 1 :], strict=True):
+        low = [i for i, level in enumerate(plan) if level == "low"]
+        assert torch.allclose(final - finals[0], deviations[low].sum(0), atol=1e-6)
+
+
+def test_perturbation_reaches_every_node() -> None:
+    seen = []
+
+    def perturb(latents: torch.Tensor, step: int, level: str) -> torch.Tensor:
+        seen.append((step, level))
+        return latents + (1.0 if level == "low" else 0.0)
+
+    pipeline, bank = ToyPipeline(2), ToyBank(LEVELS)
+    noise = initial_noise([("a", 0)], SHAPE)
+    plans = [PrecisionPlan.parse("high low")]
+    found = evaluate(pipeline, bank, pipeline.encode([""]), noise, plans, perturb=perturb)
+    middle = noise + LEVELS["high"](noise) / 2 + 1
+    assert torch.allclose(found[0], middle + LEVELS["low"](middle) / 2)
+    assert seen == [(0, "high"), (1, "low")]
+
+
+def test_bad_input() -> None:
+    pipeline, bank = ToyPipeline(3), ToyBank({**LEVELS, "nan": lambda x: x * torch.nan})
+    noise, conditioning = initial_noise([("a", 0)], SHAPE), pipeline.encode([""])
+
+    def run(*plans: str) -> None:
+        evaluate(pipeline, bank, conditioning, noise, [PrecisionPlan.parse(p) for p in plans])
+
+    with pytest.raises(UsageError, match="no plans"):
+        run()
+    with pytest.raises(UsageError, match="plan high has 1 steps, others have 2"):
+        run("high low", "high")
+    with pytest.raises(UsageError, match="plans have 2 steps, the pipeline has 3"):
+        run("high low")
+    with pytest.raises(UsageError, match="unknown level 'lov': did you mean 'low'"):
+        run("high lov high")
+    with pytest.raises(NonFiniteLatentsError, match=re.escape("step 1 at level nan")):
+        run("high nan high")

@@ -1,0 +1,238 @@
+"""Recordings: complete, the same bytes however often interrupted, and refused when damaged."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from datasets import load_dataset
+
+from tests.trajectory.conftest import SHAPE, ToyBank, ToyPipeline
+from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.metrics import IMAGE_METRICS
+from tmpdiff_bench.plan import PrecisionPlan
+from tmpdiff_bench.trajectory import JointRun, Recording, Workload, engine, record, recorder
+
+STEPS = 4
+LEVELS = {"high": lambda x: -x, "low": lambda x: -0.9 * x, "mid": lambda x: -0.97 * x}
+JOINT = [
+    JointRun(PrecisionPlan.parse("low*4"), "uniform", False),
+    JointRun(PrecisionPlan.parse("mid low high low"), "mixed", True),
+]
+
+
+def workload(**changes: object) -> Workload:
+    fields = {
+        "model": "toy",
+        "weights": "embedded",
+        "weights_digest": "0" * 64,
+        "sampler": {"class": "Euler"},
+        "steps": STEPS,
+        "guidance": 1.0,
+        "resolution": (32, 32),
+        "prompts": {"p0": "a red circle", "p1": "two stars", "p2": "ein Ring"},
+        "seeds": (0, 1),
+        "dtype": "float32",
+        "max_batch": 4,
+        "chunk": 4,
+    }
+    return Workload(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def _toy_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "LevelBank", lambda *_: ToyBank(LEVELS))
+
+
+def make(folder: Path, **changes: object) -> Recording:
+    return record(
+        ToyPipeline(STEPS),
+        workload(**changes),
+        tuple(LEVELS),
+        JOINT,
+        folder,
+        title="toy",
+        dataset="scenes",
+    )
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = (p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json")
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def test_shapes_and_identities(tmp_path: Path) -> None:
+    found = make(tmp_path)
+    n, size = 6, int(np.prod(SHAPE))
+    assert found.reference.shape == (n, size)
+    assert found.singles.shape == (2, STEPS, n, size)
+    assert found.joint.shape == (2, n, size)
+    assert found.samples[:3] == (("p0", 0), ("p0", 1), ("p1", 0))
+    assert found.replicates is not None
+    assert found.replicates.shape == (2, STEPS, len(found.replicate_rows), size)
+    # the toy is smooth, so a replicate is the single run up to the jitter
+    assert np.allclose(found.replicates, found.singles[:, :, found.replicate_rows], atol=1e-4)
+    assert set(found.pictures) == {"reference", *(str(p) for p in found.plans)} | {
+        str(PrecisionPlan.single("high", level, step, STEPS))
+        for level in ("low", "mid")
+        for step in range(STEPS)
+    }
+    # one analytic run: x -> x (1 - 0.9 / 4) + shift, four times
+    noise_row, shift = found.reference[0], 0.01 * len("a red circle") / STEPS
+    assert np.isfinite(noise_row).all()
+    assert shift > 0
+    assert found.manifest["nfe"]["spent"] < found.manifest["nfe"]["plain_loop"]
+
+
+def test_table_agrees_with_the_arrays(tmp_path: Path) -> None:
+    found = make(tmp_path)
+    table = found.table
+    assert len(table) == (2 * STEPS + 2) * 6 * (2 + len(IMAGE_METRICS))
+    assert not table.isna().any().any()
+    rmse = table[table.metric == "latent_rmse"].set_index(["plan", "prompt_id", "seed"]).value
+    for plan, errors in zip(found.plans, found.joint, strict=True):
+        for (prompt, seed), error in zip(found.samples, errors, strict=True):
+            expected = float(np.sqrt(np.mean(error.astype(np.float64) ** 2)))
+            assert rmse[str(plan), prompt, seed] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_table_opens_with_datasets(tmp_path: Path) -> None:
+    found = make(tmp_path / "recording")
+    loaded = load_dataset(
+        "parquet",
+        data_files=str(tmp_path / "recording" / "table.parquet"),
+        cache_dir=str(tmp_path / "cache"),
+        split="train",
+    )
+    assert loaded.num_rows == len(found.table)
+    assert loaded.column_names == [
+        *("model", "dataset", "plan", "kind", "prompt_id", "seed", "metric", "value")
+    ]
+
+
+def test_round_trip_and_reuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make(tmp_path)
+    monkeypatch.setattr(recorder, "evaluate", None)  # nothing may be computed any more
+    again, opened = make(tmp_path), Recording.open(tmp_path)
+    for other in (again, opened):
+        for field in dataclasses.fields(Recording):
+            a, b = getattr(made, field.name), getattr(other, field.name)
+            if isinstance(a, np.ndarray):
+                assert np.array_equal(a, b), field.name
+            elif isinstance(a, pd.DataFrame):
+                pd.testing.assert_frame_equal(a, b)
+            elif field.name in ("levels", "steps", "samples", "prompts", "plans", "kinds"):
+                assert a == b
+
+
+@pytest.mark.parametrize("after", [1, 3, 6])
+def test_interrupted_runs_end_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    make(tmp_path / "whole")
+    real, calls = engine.evaluate, 0
+
+    def interrupted(*args: object, **kwargs: object) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == after:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(recorder, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "broken")
+    make(tmp_path / "broken")
+    # a chunk takes three calls; none is made twice except those of the broken chunk
+    assert calls == 6 + 1 + (after - 1) % 3
+    assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+
+
+def test_a_damaged_chunk_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "whole")
+    monkeypatch.setattr(recorder._Recorder, "assemble", _fail)
+    with pytest.raises(OSError, match="stopped"):
+        make(tmp_path / "broken")
+    chunk = next((tmp_path / "broken").rglob("chunk-0000.safetensors"))
+    chunk.write_bytes(chunk.read_bytes()[:-100])
+    monkeypatch.undo()
+    monkeypatch.setattr(recorder, "LevelBank", lambda *_: ToyBank(LEVELS))
+    make(tmp_path / "broken")
+    assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+
+
+def _fail(*_: object) -> None:
+    raise OSError("stopped")
+
+
+def test_other_settings_do_not_reuse_a_folder(tmp_path: Path) -> None:
+    make(tmp_path)
+    with pytest.raises(UsageError, match="recording of other settings; name another"):
+        make(tmp_path, guidance=2.0)
+    assert len(contents(tmp_path)) == 3, "what was there is untouched"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights_digest": "1" * 64},
+        {"sampler": {"class": "Heun"}},
+        {"guidance": 1.5},
+        {"prompts": {"p0": "a red circle", "p1": "two stars", "p2": "ein Stern"}},
+        {"seeds": (0, 2)},
+        {"dtype": "bfloat16"},
+        {"max_batch": 8},
+    ],
+)
+def test_everything_that_changes_a_number_is_in_the_key(change: dict[str, object]) -> None:
+    assert workload(**change).key() != workload().key()
+    assert workload(weights="elsewhere").key() == workload().key()
+
+
+def test_samples_do_not_depend_on_the_prompt_set(tmp_path: Path) -> None:
+    whole = make(tmp_path / "whole")
+    part = make(tmp_path / "part", prompts={"p1": "two stars"})
+    rows = [i for i, (prompt, _) in enumerate(whole.samples) if prompt == "p1"]
+    assert np.allclose(whole.singles[:, :, rows], part.singles, atol=1e-6)
+    assert np.allclose(whole.reference[rows], part.reference, atol=1e-6)
+
+
+def test_damage_is_refused(tmp_path: Path) -> None:
+    make(tmp_path)
+    path = tmp_path / "latents.safetensors"
+    good = path.read_bytes()
+    flipped = bytearray(good)
+    flipped[len(good) // 2] ^= 1
+    for bad in (bytes(flipped), good[:-1]):
+        path.write_bytes(bad)
+        with pytest.raises(UsageError, match=r"latents\.safetensors is damaged"):
+            Recording.open(tmp_path)
+    path.unlink()
+    with pytest.raises(UsageError, match="can't be read: No such file"):
+        Recording.open(tmp_path)
+
+
+def test_manifests_are_not_trusted(tmp_path: Path) -> None:
+    make(tmp_path / "recording")
+    path = tmp_path / "recording" / "manifest.json"
+    good = json.loads(path.read_text())
+    (tmp_path / "secret").write_text("x")
+    for manifest, message in (
+        ({**good, "files": {"../secret": "0"}}, "no plain file"),
+        ({**good, "schema_version": 99}, "schema version 99"),
+        ([], "schema version None"),
+    ):
+        path.write_text(json.dumps(manifest))
+        with pytest.raises(UsageError, match=message):
+            Recording.open(tmp_path / "recording")
+    path.write_text("{")
+    with pytest.raises(UsageError, match=r"manifest\.json can't be read"):
+        Recording.open(tmp_path / "recording")
+    with pytest.raises(UsageError, match="holds no recording"):
+        Recording.open(tmp_path)

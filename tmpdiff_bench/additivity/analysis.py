@@ -1,0 +1,264 @@
+"""From a recording to an additivity report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from tmpdiff_bench.additivity.findings import HYPOTHESES_RULE, Findings
+from tmpdiff_bench.additivity.hypotheses import PromptBootstrap, mean_of, rank_within
+from tmpdiff_bench.additivity.inference import (
+    RULE,
+    additivity_test,
+    check_levels,
+    decide,
+    holm,
+    r2_identity,
+)
+from tmpdiff_bench.additivity.measurements import FLOOR_MULTIPLE, MIXED, Group, Measurements
+from tmpdiff_bench.additivity.predictors import (
+    PARAMETER_FREE,
+    PREDICTORS,
+    NotDefinedError,
+    Training,
+)
+from tmpdiff_bench.additivity.records import (
+    AdditivityReport,
+    DesignFreeCheck,
+    Predictions,
+    Score,
+    Superposition,
+)
+from tmpdiff_bench.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from tmpdiff_bench.trajectory.recording import Recording
+
+_RULE = RULE + " Both decisions use p values adjusted (Holm) over the metrics of a predictor. "
+FEW_PLANS = 5  # below, t quantiles exceed 3
+_T = TypeVar("_T")
+
+
+def analyse(
+    recording: Recording,
+    *,
+    metrics: Sequence[str] | None = None,
+    predictors: Sequence[str] | None = None,
+    margin: float = 0.10,
+    alpha: float = 0.05,
+    rng: int | np.random.Generator = 0,
+) -> AdditivityReport:
+    """Test every hypothesis of additivity on a recording, and compare predictors of joint errors.
+
+    `metrics`: names in the recording's table (all of them by default); `predictors`: names of
+    `PREDICTORS` (all by default); `margin`: how far joint/predicted may be from 1, as a share, to
+    count as additive; `alpha`: level of the tests. The same recording and `rng` give the same
+    report, and a score depends on what else is asked for only through Holm's adjustment.
+
+    Plans of one low level are fitted and scored among themselves, apart from the complement plans
+    (design-free check only). Predictors with free parameters are fitted to the training plans and
+    scored on the held-out third; for those without, every plan is held out. Plans of several low
+    levels, "mixed", are scored with predictors fitted to the training plans of all levels. Whatever
+    can't be computed is named with its reason in `warnings`.
+
+    Raises `UsageError` for unknown names, a margin or alpha out of range, no joint plan, or a table
+    that lacks a value, or has one that is not finite or not that of the stored latents.
+    """
+    check_levels(margin, alpha)
+    if not recording.plans:
+        raise UsageError("the recording has no joint plan: additivity can't be tested")
+    known = [str(name) for name in pd.unique(recording.table["metric"])]
+    metrics = _chosen("metric", metrics, known)
+    predictors = _chosen("predictor", predictors, list(PREDICTORS))
+    data = Measurements.of(recording, metrics)
+    draws, tests = (int(seed) for seed in np.random.default_rng(rng).integers(2**32, size=2))
+    bootstrap = PromptBootstrap.of(data.prompt_ids, alpha=alpha, seed=draws)
+    groups = data.groups()
+    scored = [
+        _score(data, group, metric, name, bootstrap, margin=margin, seed=tests)
+        for group in groups
+        for metric in metrics
+        for name in predictors
+    ]
+    scores = _adjusted([score for score, _ in scored], alpha)
+    findings = Findings(data, bootstrap, margin)
+    levels = [group for group in groups if group.level != MIXED]
+    superposition = _present(findings.superposition(group) for group in levels)
+    design_free = _present(findings.design_free(g, metric) for g in levels for metric in metrics)
+    intervals = {"inner": 100 * (1 - 2 * alpha), "outer": 100 * (1 - alpha)}
+    return AdditivityReport(
+        manifest=recording.manifest,
+        levels=recording.levels,
+        steps=recording.steps,
+        prompts=bootstrap.prompts,
+        samples=len(recording.samples),
+        margin=margin,
+        alpha=alpha,
+        rule=(_RULE + HYPOTHESES_RULE).format(margin=margin, alpha=alpha, **intervals),
+        scores=scores,
+        superposition=superposition,
+        design_free=design_free,
+        sensitivity=tuple(findings.sensitivities(metrics)),
+        grams=tuple(findings.grams()),
+        predictions=_present(found for _, found in scored),
+        warnings=tuple(_warnings(data, scores, superposition, design_free)),
+    )
+
+
+def _score(
+    data: Measurements,
+    group: Group,
+    metric: str,
+    name: str,
+    bootstrap: PromptBootstrap,
+    *,
+    margin: float,
+    seed: int,
+) -> tuple[Score, Predictions | None]:
+    """Fit a predictor to the training plans of a group, and test it on the held-out ones."""
+    plans, held, training = _split(data, group, name)
+    membership, joint = data.membership[:, group.cells], data.joint[metric]
+    score = Score(
+        level=group.level,
+        metric=metric,
+        predictor=name,
+        test=None,
+        reason="",
+        verdict="not defined",
+        training_plans=len(training),
+        held_out_plans=int(held.sum()),
+        floor_ratio=group.floor_ratio,
+    )
+    sample = Training(membership[training], joint[training], data.prompt_ids, bootstrap.alpha)
+    try:
+        fitted = PREDICTORS[name](data.single_errors(metric, group.cells), sample)
+    except NotDefinedError as error:
+        return replace(score, reason=str(error)), None
+    predicted = fitted.predict(membership[plans])
+    found = Predictions(
+        level=group.level,
+        metric=metric,
+        predictor=name,
+        plans=tuple(str(data.recording.plans[i]) for i in plans),
+        kinds=tuple(data.recording.kinds[i] for i in plans),
+        low_steps=data.low_steps[plans],
+        held_out=held,
+        predicted=predicted,
+        joint=joint[plans],
+    )
+    common = data.recording.held_out[plans]
+    score = replace(
+        score,
+        parameters=fitted.parameters,
+        r2_common=r2_identity(predicted[common], joint[plans[common]]),
+    )
+    predicted, joint = predicted[held], joint[plans[held]]
+    try:
+        test = additivity_test(
+            predicted.ravel(),
+            joint.ravel(),
+            list(data.prompt_ids) * len(joint),
+            np.repeat(plans[held], joint.shape[1]).tolist(),
+            margin=margin,
+            alpha=bootstrap.alpha,
+            rng=seed,
+        )
+    except UsageError as error:
+        return replace(score, reason=str(error)), found
+    agreement, pairs = rank_within(predicted, joint, found.low_steps[held])
+    rank = bootstrap.interval(mean_of(agreement)) if pairs else None
+    return replace(score, test=test, rank_within=rank, rank_pairs=pairs), found
+
+
+def _split(
+    data: Measurements, group: Group, predictor: str
+) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
+    """Choose the plans of a group, say which are held out, and the plans to fit to."""
+    designed = np.array([kind != "complement" for kind in data.recording.kinds])
+    plans = group.plans[designed[group.plans]]
+    if predictor in PARAMETER_FREE:
+        return plans, np.ones(len(plans), dtype=np.bool_), plans[:0]
+    pool = plans
+    if group.level == MIXED:
+        pool = np.concatenate([g.plans for g in data.groups() if g.level != MIXED] or [plans])
+    fitted = designed & ~data.recording.held_out
+    return plans, data.recording.held_out[plans], pool[fitted[pool]]
+
+
+def _adjusted(scores: Sequence[Score], alpha: float) -> tuple[Score, ...]:
+    """Adjust p values over the metrics of each level and predictor, and decide."""
+    result = list(scores)
+    for family in dict.fromkeys((score.level, score.predictor) for score in scores):
+        tested = [i for i, s in enumerate(scores) if (s.level, s.predictor) == family and s.test]
+        tests = [test for i in tested if (test := scores[i].test)]
+        wald = holm([test.wald_p for test in tests])
+        equivalence = holm([test.equivalence_p for test in tests])
+        outside = holm([test.outside_p for test in tests])
+        for k, (i, test) in enumerate(zip(tested, tests, strict=True)):
+            result[i] = replace(
+                scores[i],
+                verdict=decide(equivalence[k], outside[k], test.r2_identity, alpha),
+                wald_p_holm=float(wald[k]),
+                equivalence_p_holm=float(equivalence[k]),
+                outside_p_holm=float(outside[k]),
+            )
+    return tuple(result)
+
+
+def _chosen(kind: str, names: Sequence[str] | None, known: list[str]) -> list[str]:
+    """Check names against the known ones; all of them where none are given."""
+    if names is None:
+        return known
+    if isinstance(names, str) or not names:
+        raise UsageError(f"{kind}s must be a non-empty list of names, got {names!r}")
+    for name in names:
+        if name not in known:
+            raise unknown(kind, name, known)
+    return list(dict.fromkeys(names))
+
+
+def _present(found: Iterable[_T | None]) -> tuple[_T, ...]:
+    return tuple(item for item in found if item is not None)
+
+
+def _warnings(
+    data: Measurements,
+    scores: Iterable[Score],
+    superposition: Iterable[Superposition],
+    design_free: Iterable[DesignFreeCheck],
+) -> Iterator[str]:
+    """Say what a reader must know before using the numbers."""
+    recording = data.recording
+    for level, flagged in zip(recording.levels[1:], data.flagged, strict=True):
+        if np.any(flagged):
+            yield (
+                f"{level}: single errors below {FLOOR_MULTIPLE}x the numerical floor at steps "
+                f"{', '.join(map(str, np.flatnonzero(flagged)))}: not to be interpreted"
+            )
+    if not np.any(recording.floor > 0):
+        yield "the numerical floor is 0: floor ratios are infinite"
+    for level in recording.levels[1:]:
+        if level not in {record.level for record in superposition}:
+            yield f"{level}: no test of superposition, for want of a joint plan with an error"
+        if level not in {record.level for record in design_free}:
+            yield (
+                f"{level}: no design-free check, which takes the all-low plan, plans with one high "
+                "step, and single errors above zero"
+            )
+    reasons: dict[str, list[str]] = {}
+    few: dict[str, int] = {}
+    for score in scores:
+        where = f"{score.predictor} of {score.metric} at {score.level}"
+        if score.reason:
+            reasons.setdefault(score.reason, []).append(where)
+        if score.held_out_plans < FEW_PLANS:
+            few[score.level] = score.held_out_plans
+    for reason, places in reasons.items():
+        yield f"not defined: {', '.join(places)}: {reason}"
+    for level, plans in few.items():
+        yield f"{level}: only {plans} held-out plans, so that intervals are wide"

@@ -1,0 +1,347 @@
+"""What the analysis of additivity returns: small frozen records, their tables and their JSON.
+
+Every interval has coverage 1 - alpha (95 % by default) unless its docstring says otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Verdict = Literal["supported", "refuted", "undecided", "not defined"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and the two ends of its confidence interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class AdditivityTest:
+    """Whether predicted errors equal measured joint errors (`inference.additivity_test`).
+
+    `slope`, `intercept`: joint = intercept + slope * predicted, least squares in the units of the
+    metric. They lie when the predictions are themselves noisy: that pulls the slope towards zero.
+    `wald_p`: slope 1 and intercept 0 together. With many rows a deviation too small to matter is
+    significant; `tost_p` answers whether it matters.
+    `ratio`: geometric mean of joint / predicted; `ratio_low`, `ratio_high`: the same on the
+    log-log calibration line at the 10th and the 90th percentile of the predictions.
+    `tost_p`: two one-sided tests that `ratio` is inside the margin; `range_p`: that both ends are
+    (the larger p). `outside_p`: that one of the three is outside (Bonferroni).
+    `reset_p`: RESET, whether a square of the prediction is missing (curvature). It has little
+    power with few plans: a large p is no proof of a straight line.
+    `median_relative_error`: of |joint - predicted| / joint over rows. `r2_identity`: 1 - sum of
+    squares about the identity line / about the mean of joint; negative when the constant mean
+    predicts better. It rises with the range of the plans, so compare it on the same plans only.
+    `verdict`: by `inference.RULE`. `clusters`: numbers of prompts and of plans. `method`: how
+    variances and p values were computed, with every fallback taken.
+    """
+
+    slope: Interval
+    intercept: Interval
+    wald_p: float
+    tost_p: float
+    reset_p: float
+    median_relative_error: float
+    r2_identity: float
+    verdict: Verdict
+    clusters: tuple[int, int]
+    method: str
+    ratio: Interval
+    ratio_low: Interval
+    ratio_high: Interval
+    range_p: float
+    outside_p: float
+
+    @property
+    def equivalence_p(self) -> float:
+        """Give the p value of equivalence everywhere (intersection-union: the largest p)."""
+        return max(self.tost_p, self.range_p)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One predictor of one metric at one level, on the plans that it was not fitted to.
+
+    `level` is a low level, or "mixed" for the plans that use several. `test` is None where the
+    predictor is not defined, and `reason` says why. Predictors without free parameters have no
+    training plans: every plan is held out for them, and `test` is on all of them. `r2_common` is
+    R2 about the identity line on the held-out third, the same plans for all predictors: compare
+    them by that one, and expect little of it with few plans. `rank_within`: Kendall's tau between
+    predicted and joint over pairs of plans with equally many low steps, within a sample (interval:
+    bootstrap over prompts, these plans taken as given); None where no such pair exists;
+    `rank_pairs` counts the pairs per sample. `parameters`: what was fitted on the training plans
+    (degenerate intervals where none is computed). `floor_ratio`: the smallest single-step error of
+    the level over the numerical floor (in latents). The `*_holm` p values and `verdict` are
+    adjusted over the metrics of the predictor at this level.
+    """
+
+    level: str
+    metric: str
+    predictor: str
+    test: AdditivityTest | None
+    reason: str
+    verdict: Verdict
+    training_plans: int
+    held_out_plans: int
+    floor_ratio: float
+    r2_common: float = math.nan
+    rank_within: Interval | None = None
+    rank_pairs: int = 0
+    parameters: Mapping[str, Interval] = field(default_factory=dict)
+    wald_p_holm: float = math.nan
+    equivalence_p_holm: float = math.nan
+    outside_p_holm: float = math.nan
+
+
+@dataclass(frozen=True, eq=False)
+class Superposition:
+    """H1, H1m and H2 of one level, over its joint plans (intervals: bootstrap over prompts).
+
+    The intervals speak of other prompts, with these plans taken as given.
+    `residual`: mean of |e - sum of deviations| / |e|; `cosine`: mean cosine of the two (H1).
+    `mean_square_ratio`: mean square of e over that of the sum of deviations, geometric mean over
+    plans (H1m). `off_diagonal_share`: share of the all-low mean square, as superposition predicts
+    it, that comes from off-diagonal terms of the Gram matrix (H2): 0 when orthogonal, 1 - 1/S when
+    all steps push the same way, negative when they cancel.
+    `systematic_share`: share of the single-step mean squares that a replicate repeats, from
+    cross-replicate products; None without replicates. It lies when the jitter is too small to
+    draw the rounding anew (then it is near 1).
+    `context_cosine`: mean cosine between a step's deviation in an otherwise high and in an
+    otherwise low run (design-free); None without complement plans.
+    Arrays `plans` ... `ratio_by_plan` have one entry per plan, means over samples.
+    """
+
+    level: str
+    residual: Interval
+    cosine: Interval
+    residual_verdict: Verdict
+    mean_square_ratio: Interval
+    mean_square_verdict: Verdict
+    off_diagonal_share: Interval
+    orthogonality_verdict: Verdict
+    systematic_share: Interval | None
+    context_cosine: Interval | None
+    clusters: tuple[int, int]
+    floor_ratio: float
+    plans: tuple[str, ...]
+    low_steps: NDArray[np.int64]
+    residual_by_plan: Floats
+    cosine_by_plan: Floats
+    ratio_by_plan: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class DesignFreeCheck:
+    """One low step in an all-high run against one high step in an all-low run.
+
+    `alone[k]`: mean single error of `steps[k]`. `removed[k]`: mean error of the all-low run less
+    that of the same run with `steps[k]` high. Additivity of the metric makes them equal.
+    `ratio`: sum of `removed` / sum of `alone` (interval: bootstrap over prompts).
+    """
+
+    level: str
+    metric: str
+    steps: tuple[int, ...]
+    alone: Floats
+    removed: Floats
+    ratio: Interval
+    verdict: Verdict
+    clusters: int
+    floor_ratio: float
+
+
+@dataclass(frozen=True, eq=False)
+class Sensitivity:
+    """Mean single-step error of one level and metric; arrays of shape (S,).
+
+    `low`, `high`: bootstrap over prompts. `floor_ratio`: latent RMSE of the step over the
+    numerical floor; `flagged`: below 10, so that the value is not to be interpreted.
+    """
+
+    level: str
+    metric: str
+    error: Floats
+    low: Floats
+    high: Floats
+    floor_ratio: Floats
+    flagged: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class GramMatrix:
+    """Mean inner products of terminal deviations per latent element, (S, S), of one level.
+
+    The diagonal of `matrix` is the latent MSE of the single steps. `systematic`: the same from
+    cross-replicate products, free of the rounding noise; None without replicates.
+    """
+
+    level: str
+    matrix: Floats
+    systematic: Floats | None
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Predicted against measured errors: `predicted`, `joint` (P, n); the rest has length P.
+
+    `held_out`: the predictor was not fitted to the plan (always, where it has no free parameter).
+    """
+
+    level: str
+    metric: str
+    predictor: str
+    plans: tuple[str, ...]
+    kinds: tuple[str, ...]
+    low_steps: NDArray[np.int64]
+    held_out: NDArray[np.bool_]
+    predicted: Floats
+    joint: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class AdditivityReport:
+    """All that `analysis.analyse` found in a recording; `manifest` is the recording's."""
+
+    manifest: Mapping[str, Any]
+    levels: tuple[str, ...]
+    steps: int
+    prompts: int
+    samples: int
+    margin: float
+    alpha: float
+    rule: str
+    scores: tuple[Score, ...]
+    superposition: tuple[Superposition, ...]
+    design_free: tuple[DesignFreeCheck, ...]
+    sensitivity: tuple[Sensitivity, ...]
+    grams: tuple[GramMatrix, ...]
+    predictions: tuple[Predictions, ...]
+    warnings: tuple[str, ...]
+
+    def scores_frame(self) -> pd.DataFrame:
+        """One row per (level, metric, predictor): the columns that a reader compares."""
+        return pd.DataFrame([_score_row(score) for score in self.scores])
+
+    def superposition_frame(self) -> pd.DataFrame:
+        """One row per level, intervals as `name`, `name_low`, `name_high`."""
+        return pd.DataFrame([_scalars(record) for record in self.superposition])
+
+    def design_free_frame(self) -> pd.DataFrame:
+        """One row per (level, metric)."""
+        return pd.DataFrame([_scalars(record) for record in self.design_free])
+
+    def sensitivity_frame(self) -> pd.DataFrame:
+        """One row per (level, metric, step)."""
+        columns = ("error", "low", "high", "floor_ratio", "flagged")
+        frames = [
+            pd.DataFrame(
+                {
+                    "level": record.level,
+                    "metric": record.metric,
+                    "step": np.arange(len(record.error)),
+                    **{name: getattr(record, name) for name in columns},
+                }
+            )
+            for record in self.sensitivity
+        ]
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+    def to_json(self) -> str:
+        """Finite JSON text. NaN and infinities become null, each field named in `warnings`.
+
+        Predicted and joint errors are means over samples; the recording has every row.
+        """
+        lost: dict[str, int] = {}
+        data = _plain(self, "report", lost)
+        data["warnings"] += [
+            f"{path} is null in {count} place(s): the number is not finite"
+            for path, count in lost.items()
+        ]
+        return json.dumps(data, allow_nan=False, indent=1)
+
+
+def _score_row(score: Score) -> dict[str, Any]:
+    """Make a row with the same columns wherever the predictor is defined or not."""
+    test = score.test
+    clusters = test.clusters if test else (0, score.held_out_plans)
+    undefined = Interval(math.nan, math.nan, math.nan)
+    row: dict[str, Any] = {
+        "level": score.level,
+        "metric": score.metric,
+        "predictor": score.predictor,
+        "verdict": score.verdict,
+        "r2_identity": test.r2_identity if test else math.nan,
+        "r2_common": score.r2_common,
+        "median_relative_error": test.median_relative_error if test else math.nan,
+    }
+    for name in ("ratio", "ratio_low", "ratio_high", "slope", "intercept"):
+        row |= _columns(name, getattr(test, name) if test else undefined)
+    row |= _columns("rank_within", score.rank_within or undefined)
+    row["rank_pairs"] = score.rank_pairs
+    for name in ("wald_p", "tost_p", "range_p", "outside_p", "reset_p"):
+        row[name] = getattr(test, name) if test else math.nan
+    for name in ("wald_p_holm", "equivalence_p_holm", "outside_p_holm"):
+        row[name] = getattr(score, name)
+    row |= {
+        "floor_ratio": score.floor_ratio,
+        "prompts": clusters[0],
+        "plans": clusters[1],
+        "clusters": min(clusters),
+        "parameters": ", ".join(
+            f"{name} {value.estimate:.4g} [{value.low:.4g}, {value.high:.4g}]"
+            for name, value in score.parameters.items()
+        ),
+        "reason": score.reason,
+    }
+    return row
+
+
+def _columns(name: str, value: Interval) -> dict[str, float]:
+    return {name: value.estimate, f"{name}_low": value.low, f"{name}_high": value.high}
+
+
+def _scalars(record: Superposition | DesignFreeCheck) -> dict[str, Any]:
+    """Make a row of the fields that fit a table cell."""
+    row: dict[str, Any] = {}
+    for item in dataclasses.fields(record):
+        value = getattr(record, item.name)
+        if value is None or isinstance(value, Interval):
+            row |= _columns(item.name, value or Interval(math.nan, math.nan, math.nan))
+        elif item.name == "clusters":
+            row[item.name] = min(value) if isinstance(value, tuple) else value
+        elif not isinstance(value, (np.ndarray, tuple)):
+            row[item.name] = value
+    return row
+
+
+def _plain(value: Any, path: str, lost: dict[str, int]) -> Any:
+    """Turn `value` into dicts, lists, text and finite numbers; count what is lost, by path."""
+    if isinstance(value, Predictions):
+        means = {"predicted": value.predicted.mean(axis=1), "joint": value.joint.mean(axis=1)}
+        value = dataclasses.replace(value, **means)
+    if dataclasses.is_dataclass(value):
+        value = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{path}.{key}", lost) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, tuple | list):
+        return [_plain(item, path, lost) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        lost[path] = lost.get(path, 0) + 1
+        return None
+    return value

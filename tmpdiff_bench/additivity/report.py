@@ -1,0 +1,214 @@
+"""The report folder: numbers, tables, figures, and one page that can be mailed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+
+from tmpdiff_bench.additivity.figures import predicted_against_measured, residuals
+from tmpdiff_bench.additivity.measurements import FLOOR_MULTIPLE
+from tmpdiff_bench.additivity.records import AdditivityReport
+from tmpdiff_bench.additivity.step_figures import gram_matrices, sensitivity
+from tmpdiff_bench.additivity.strip import image_strip
+from tmpdiff_bench.additivity.style import MAIN_METRIC, Drawing, level_label, metric_label
+from tmpdiff_bench.additivity.tables import Table, tables
+from tmpdiff_bench.additivity.wording import findings, headline, number, percent, r_squared
+from tmpdiff_bench.errors import UsageError
+
+if TYPE_CHECKING:
+    from tmpdiff_bench.trajectory import Recording
+
+SCHEMA = "tmpdiff_bench.additivity.report/1"
+_OURS = {"summary.json", "report.html", "tables", "figures", "recording"}
+_SCREEN = 100  # columns
+
+
+def write_report(report: AdditivityReport, recording: Recording, out: Path) -> Path:
+    """Write the report of `recording` into the folder `out`, and return its page.
+
+    `summary.json` is everything as finite numbers, `tables/` the tables (csv: all columns; md, tex:
+    what a reader compares), `figures/` the figures (svg, png), `report.html` all of it in one file.
+    The same report gives the same bytes. A report that is there is replaced, file by file; raises
+    `UsageError` where `out` holds anything else (`check_folder`).
+    """
+    # here, so that `check_folder` is there before anything slow is imported
+    from tmpdiff_bench.trajectory.recording import write_atomically
+
+    check_folder(out)
+    drawings = [
+        predicted_against_measured(report),
+        sensitivity(report),
+        gram_matrices(report),
+        residuals(report),
+        image_strip(recording),
+    ]
+    files = _files(report, tables(report), [drawing for drawing in drawings if drawing])
+    for name, content in files.items():
+        path = out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    return out / "report.html"
+
+
+def check_folder(out: Path) -> None:
+    """Raise `UsageError` unless `out` is new, empty, or what an earlier report left there."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file: name a folder for the report")
+    names = {path.name for path in out.glob("[!.]*")}
+    foreign = sorted(names - _OURS)
+    if not foreign and not names <= {"recording"} and not _is_summary(out / "summary.json"):
+        foreign = sorted(names)
+    if foreign:
+        raise UsageError(
+            f"{out} holds {foreign[0]!r}, which no report of ours wrote: name another folder"
+        )
+
+
+def summary_text(report: AdditivityReport, page: Path) -> str:
+    """The report on one screen: at most 24 lines of 100 columns, in ASCII."""
+    columns = {level: _summary_column(report, level) for level in report.levels[1:]}
+    columns |= {
+        score.level: _summary_column(report, score.level)
+        for score in report.scores
+        if score.level not in columns
+    }
+    names = list(dict.fromkeys(name for column in columns.values() for name in column))
+    first = max((len(name) for name in names), default=0) + 2
+    wide = 2 + max(
+        (len(text) for column in columns.values() for text in column.values()), default=0
+    )
+    shown = list(columns)[: (_SCREEN - first) // wide]
+    manifest = report.manifest
+    lines = [
+        f"{manifest['title']}: {report.steps} steps, {report.prompts} prompts, "
+        f"{report.samples} samples, reference {report.levels[0]}",
+        f"{metric_label(MAIN_METRIC)} of joint plans, predicted from single steps: "
+        "R2 about the identity line, and verdict",
+        "",
+        " " * first + "".join(level.ljust(wide) for level in shown),
+        *(
+            name.ljust(first) + "".join(columns[level].get(name, "").ljust(wide) for level in shown)
+            for name in names
+        ),
+        "",
+        f"{_nfe_words(manifest)}",
+    ]
+    if hidden := list(columns)[len(shown) :]:
+        lines.append(f"More levels in the report: {', '.join(hidden)}")
+    if report.warnings:
+        lines.append(f"Warnings: {len(report.warnings)}, explained in the report")
+    fitted = [textwrap.shorten(line, _SCREEN) if len(line) > _SCREEN else line for line in lines]
+    return "\n".join([*(line.rstrip() for line in fitted), f"Report: {page}"])
+
+
+def _summary_column(report: AdditivityReport, level: str) -> dict[str, str]:
+    column = {
+        score.predictor: f"{r_squared(score.test.r2_identity)} {score.verdict}"
+        if score.test
+        else score.verdict
+        for score in report.scores
+        if score.level == level and score.metric == MAIN_METRIC
+    }
+    for record in report.superposition:
+        if record.level == level:
+            share = percent(record.off_diagonal_share.estimate)
+            ratio = number(record.mean_square_ratio.estimate)
+            column |= {
+                "H1 residual": f"{number(record.residual.estimate)} {record.residual_verdict}",
+                "H1m mean squares": f"{ratio} {record.mean_square_verdict}",
+                "H2 off-diagonal": f"{share} {record.orthogonality_verdict}",
+            }
+    return column
+
+
+def _nfe_words(manifest: Mapping[str, Any]) -> str:
+    spent, plain = manifest["nfe"]["spent"], manifest["nfe"]["plain_loop"]
+    words = f"{spent:,} NFE in {manifest['seconds']:.0f} s"
+    return f"{words}; one pipeline call per plan would have spent {plain:,} ({plain / spent:.1f}x)"
+
+
+def _files(
+    report: AdditivityReport, written: tuple[Table, ...], drawings: list[Drawing]
+) -> dict[str, bytes]:
+    """Every file of the report; the summary, which marks the folder as ours, comes first."""
+    summary = {"schema": SCHEMA, **json.loads(report.to_json())}
+    files = {"summary.json": json.dumps(summary, allow_nan=False, indent=1).encode()}
+    for table in written:
+        files[f"tables/{table.name}.csv"] = table.to_csv().encode()
+        files[f"tables/{table.name}.md"] = table.to_markdown().encode()
+        files[f"tables/{table.name}.tex"] = table.to_latex().encode()
+    for drawing in drawings:
+        files[f"figures/{drawing.name}.svg"] = drawing.to_bytes("svg")
+        files[f"figures/{drawing.name}.png"] = drawing.to_bytes("png")
+    images = {drawing.name: _inline(files, f"figures/{drawing.name}") for drawing in drawings}
+    files["report.html"] = _page(report, written, drawings, images).encode()
+    return files
+
+
+def _inline(files: dict[str, bytes], name: str) -> str:
+    """The figure as a data URI: the smaller of its two files."""
+    kinds = {"image/svg+xml": files[f"{name}.svg"], "image/png": files[f"{name}.png"]}
+    kind, content = min(kinds.items(), key=lambda item: len(item[1]))
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _page(
+    report: AdditivityReport,
+    written: tuple[Table, ...],
+    drawings: list[Drawing],
+    images: Mapping[str, str],
+) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tmpdiff_bench.additivity", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.jinja").render(
+        report=report,
+        facts=_facts(report),
+        headline=headline(report),
+        findings=findings(report),
+        tables={table.name: table for table in written},
+        main_metric=metric_label(MAIN_METRIC),
+        level_label=level_label,
+        floor_multiple=FLOOR_MULTIPLE,
+        drawings=drawings,
+        images=images,
+        nfe=_nfe_words(report.manifest),
+    )
+
+
+def _facts(report: AdditivityReport) -> dict[str, str]:
+    """What ran, for the head of the page."""
+    manifest = report.manifest
+    workload, environment = manifest["workload"], manifest["environment"]
+    packages = ("tmpdiff_bench", "python", "torch", "diffusers", "transformers")
+    commit = environment["git_commit"] or "not run from a git checkout"
+    return {
+        "model": manifest["title"],
+        "weights": f"{workload['weights']}, digest {workload['weights_digest']}",
+        "levels": f"{', '.join(report.levels[1:])}; reference {report.levels[0]}",
+        "steps": f"{report.steps}, guidance {workload['guidance']:g}",
+        "sampler": workload["sampler"]["class"],
+        "images": " x ".join(map(str, workload["resolution"])) + f" px, {workload['dtype']}",
+        "samples": f"{report.samples}: {report.prompts} prompts x {len(workload['seeds'])} seeds",
+        "device": environment["device"],
+        "versions": ", ".join(f"{name} {environment[name]}" for name in packages),
+        "git commit": commit + (" with uncommitted changes" if environment["git_dirty"] else ""),
+        "cost": _nfe_words(manifest),
+    }
+
+
+def _is_summary(path: Path) -> bool:
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8"))["schema"] == SCHEMA)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,92 @@
+"""What the commands share: exit statuses, one-line errors, and arguments that are checked.
+
+A command's `__main__.py` is `run(main)`. What is heavy is imported inside `main`: so `--help` is
+fast, Ctrl-C has its one line from the start, and noise of third-party imports is silenced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from tmpdiff_bench.errors import UsageError
+
+# What diffusers 0.42 prints when it imports an installed torchao, which nothing here uses.
+_IMPORT_NOISE = {
+    "torch.utils._pytree": "is an Enum subclass and is now natively supported",
+    "diffusers.quantizers.torchao.torchao_quantizer": "Unable to import `torchao` Tensor objects",
+}
+
+
+def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> NoReturn:
+    """Call `main` with the command line (`argv`, by default the process's) and end the process.
+
+    Exit status 0; 2 after a `UsageError`; 130 after Ctrl-C; 1 where the disk is full. Each of the
+    last three prints one line on stderr; other exceptions are faults of ours and keep their traces.
+    """
+    _silence_import_noise()
+    try:
+        main(sys.argv[1:] if argv is None else argv)
+    except UsageError as error:
+        _end(2, f"error: {error}")
+    except KeyboardInterrupt:
+        _end(130, "interrupted: finished work is kept; run the same command again to go on")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        place = f" for {error.filename}" if error.filename else ""
+        _end(
+            1,
+            f"error: no room left on disk{place}; finished work is kept: "
+            "free some space and run the same command again to go on",
+        )
+    sys.exit(0)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An `argparse.ArgumentParser` whose errors are one line, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the line and exit with status 2."""
+        _end(2, f"error: {message} (--help lists the options)")
+
+
+def positive_int(text: str) -> int:
+    """The argument type of counts: 1, 2, ..."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+def finite_float(text: str) -> float:
+    """The argument type of real numbers; NaN and infinities are refused."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return value
+
+
+def _end(status: int, message: str) -> NoReturn:
+    print(" ".join(message.split()), file=sys.stderr)
+    sys.exit(status)
+
+
+def _silence_import_noise() -> None:
+    for name in _IMPORT_NOISE:
+        logging.getLogger(name).addFilter(_is_no_noise)
+
+
+def _is_no_noise(record: logging.LogRecord) -> bool:
+    return _IMPORT_NOISE[record.name] not in record.getMessage()

@@ -1,0 +1,74 @@
+"""Diffusers schedulers as pure functions: their memory is carried in the state.
+
+A scheduler changes itself in `step`. Here it is copied before each call, given the memory of the
+state, and asked afterwards which of its attributes differ from those it had after `set_timesteps`:
+these are its memory. No list of attributes per solver is needed.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.pipelines.base import SamplerState
+
+
+class Solver:
+    """A scheduler with its timesteps set.
+
+    Raises:
+        UsageError: the scheduler draws random numbers, or calls the network more than once a step.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        name = type(scheduler).__name__
+        if getattr(scheduler.config, "stochastic_sampling", False):
+            raise UsageError(f"{name} with stochastic_sampling=True is not deterministic")
+        if scheduler.order != 1:
+            raise UsageError(
+                f"{name} calls the network {scheduler.order} times a step: not supported"
+            )
+        self._fresh = copy.copy(scheduler)
+        self._fresh._begin_index = 0
+
+    def __len__(self) -> int:
+        return len(self._fresh.timesteps)
+
+    def timestep(self, step: int) -> Tensor:
+        """The timestep that the network sees, a scalar tensor."""
+        value: Tensor = self._fresh.timesteps[step]
+        return value
+
+    def initial_state(self, noise: Tensor) -> SamplerState:
+        """The state before step 0."""
+        return SamplerState(noise * getattr(self._fresh, "init_noise_sigma", 1.0), {})
+
+    def advance(self, state: SamplerState, step: int, prediction: Tensor) -> SamplerState:
+        """The state after `step`, given the network's (guided) prediction."""
+        scheduler = copy.copy(self._fresh)
+        # lists are changed in place by multistep solvers: each call works on its own
+        for name, value in {**vars(self._fresh), **state.memory}.items():
+            setattr(scheduler, name, list(value) if isinstance(value, list) else value)
+        scheduler._step_index = step
+        latents = scheduler.step(prediction, self.timestep(step), state.latents, return_dict=False)[
+            0
+        ]
+        before = vars(self._fresh)
+        memory = {
+            name: value
+            for name, value in vars(scheduler).items()
+            if name != "_step_index" and not _same(value, before.get(name))
+        }
+        return SamplerState(latents.to(state.latents.dtype), memory)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return a is b or bool(a == b)

@@ -1,0 +1,160 @@
+"""Precision plans: which level each denoising step runs at."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from tmpdiff_bench.errors import UsageError
+
+MAX_STEPS = 10_000  # turns a typing error such as `w4a4*10000000000` into a message, not a crash
+_SCHEMA_VERSION = 1
+_LEVEL = re.compile(r"[^\s*]+")
+_RUN = re.compile(r"([^*]+)(?:\*([1-9][0-9]{0,9}))?")
+
+
+@dataclass(frozen=True, slots=True)
+class PrecisionPlan:
+    """One level per step, in denoising-loop order: step 0 is the noisiest.
+
+    `levels` is a tuple of S level names, each non-empty and without whitespace or `*`. Plans are
+    values: equal levels make equal plans, hashes and digests. Anything else is a `UsageError`.
+
+    >>> plan = PrecisionPlan.uniform("w4a4", 5).replace(0, "bf16")
+    >>> str(plan), plan[0], len(plan), plan.count("w4a4")
+    ('bf16 w4a4*4', 'bf16', 5, 4)
+    """
+
+    levels: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.levels, tuple):
+            raise UsageError(
+                f"a plan takes a tuple of level names, got {self.levels!r}; "
+                "text is read by PrecisionPlan.parse"
+            )
+        _check_steps(len(self.levels))
+        for level in self.levels:
+            if not isinstance(level, str) or _LEVEL.fullmatch(level) is None:
+                raise UsageError(
+                    f"bad level name {level!r}: names are non-empty, without whitespace or '*'"
+                )
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def __getitem__(self, step: int) -> str:
+        return self.levels[step]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.levels)
+
+    def __str__(self) -> str:
+        """The canonical run-length text; a run of one step is written without its count."""
+        runs = ((level, len(list(run))) for level, run in groupby(self.levels))
+        return " ".join(f"{level}*{count}" if count > 1 else level for level, count in runs)
+
+    def count(self, level: str) -> int:
+        """How many steps run at `level`."""
+        return self.levels.count(level)
+
+    def replace(self, step: int, level: str) -> PrecisionPlan:
+        """The same plan with `step` (0..S-1) at `level`. Raises `UsageError` for another step."""
+        if not 0 <= step < len(self):
+            raise UsageError(f"step {step} is outside 0..{len(self) - 1}")
+        return PrecisionPlan((*self.levels[:step], level, *self.levels[step + 1 :]))
+
+    @classmethod
+    def uniform(cls, level: str, steps: int) -> PrecisionPlan:
+        """Every one of `steps` steps at `level`."""
+        _check_steps(steps)
+        return cls((level,) * steps)
+
+    @classmethod
+    def single(cls, reference: str, level: str, step: int, steps: int) -> PrecisionPlan:
+        """`reference` everywhere except `level` at `step`.
+
+        Raises `UsageError` where `level` is the reference itself or `step` is not in 0..steps-1.
+        """
+        if level == reference:
+            raise UsageError(f"a single plan differs from its reference {reference!r} at one step")
+        return cls.uniform(reference, steps).replace(step, level)
+
+    @classmethod
+    def parse(cls, text: str) -> PrecisionPlan:
+        """Read run-length text: `LEVEL` or `LEVEL*COUNT`, separated by whitespace.
+
+        Raises `UsageError` naming the run that cannot be read.
+
+        >>> PrecisionPlan.parse("bf16*1 w4a4*2").levels
+        ('bf16', 'w4a4', 'w4a4')
+        """
+        levels: tuple[str, ...] = ()
+        for run in text.split():
+            match = _RUN.fullmatch(run)
+            if match is None:
+                raise UsageError(
+                    f"bad run {run!r} in plan {text!r}: write LEVEL or LEVEL*COUNT, "
+                    "as in 'bf16*3 w4a4*14 bf16*3'"
+                )
+            count = int(match[2] or 1)
+            _check_steps(len(levels) + count)
+            levels += (match[1],) * count
+        return cls(levels)
+
+    def to_json(self) -> str:
+        """Canonical JSON text: the same plan always gives the same bytes.
+
+        >>> PrecisionPlan(("bf16", "w4a4")).to_json()
+        '{"levels":["bf16","w4a4"],"schema_version":1}'
+        """
+        content = {"levels": self.levels, "schema_version": _SCHEMA_VERSION}
+        return json.dumps(content, sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> PrecisionPlan:
+        """Read what `to_json` wrote.
+
+        Raises `UsageError` for anything else: malformed JSON, another schema version, a field that
+        is missing, unknown or written twice.
+        """
+        try:
+            content = json.loads(text, object_pairs_hook=_unique_fields)
+        except UsageError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"a plan's JSON cannot be read: {error}") from error
+        fields = set(content) if isinstance(content, dict) else None
+        if fields != {"levels", "schema_version"}:
+            found = type(content).__name__ if fields is None else f"the fields {sorted(fields)}"
+            raise UsageError(
+                f"a plan's JSON is an object of 'levels' and 'schema_version', got {found}"
+            )
+        version, levels = content["schema_version"], content["levels"]
+        if type(version) is not int or version != _SCHEMA_VERSION:
+            raise UsageError(f"plan schema version {version!r} is not {_SCHEMA_VERSION}")
+        if not isinstance(levels, list):
+            raise UsageError(f"a plan's 'levels' is a list of level names, got {levels!r}")
+        return cls(tuple(levels))
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the canonical JSON, as 64 hexadecimal digits."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def _check_steps(steps: int) -> None:
+    if not 1 <= steps <= MAX_STEPS:
+        raise UsageError(f"a plan has 1 to {MAX_STEPS} steps, got {steps}")
+
+
+def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise UsageError(f"a plan's JSON has a field twice: {[name for name, _ in pairs]}")
+    return content

@@ -1,0 +1,317 @@
+"""Recording a workload: reference, single and joint runs, chunk by chunk of its samples.
+
+A finished chunk is a file; killed at any moment, the same call goes on after the last one and ends
+with the same recording.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+from torch import Tensor
+from tqdm import tqdm
+
+from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.levels import LevelBank
+from tmpdiff_bench.metrics import IMAGE_METRICS, LATENT_METRICS
+from tmpdiff_bench.noise import initial_noise, keyed_noise
+from tmpdiff_bench.pipelines import Conditioning, StepwisePipeline
+from tmpdiff_bench.plan import PrecisionPlan
+from tmpdiff_bench.trajectory.engine import PrefixTree, evaluate
+from tmpdiff_bench.trajectory.recording import Recording, write_atomically
+from tmpdiff_bench.trajectory.workload import Workload, environment
+
+REPLICATED_SAMPLES = 8
+PICTURED_SAMPLES = 4
+# relative size of the jitter that makes a replicate: a few float32 ulps, as another batch would
+REPLICATE_JITTER = 1e-6
+_METRICS = (*LATENT_METRICS, *IMAGE_METRICS)
+
+
+@dataclass(frozen=True)
+class JointRun:
+    """A joint plan with its label in the design and whether predictors may be fitted on it."""
+
+    plan: PrecisionPlan
+    kind: str
+    held_out: bool
+
+
+def record(
+    pipeline: StepwisePipeline,
+    workload: Workload,
+    levels: Sequence[str],
+    joint: Sequence[JointRun],
+    folder: Path,
+    *,
+    title: str,
+    dataset: str,
+    device: str = "cpu",
+) -> Recording:
+    """Record `workload` into `folder`, or go on with, or reuse, the recording that is there.
+
+    `levels[0]` is the reference. The table's image metrics compare decoded images.
+
+    Raises:
+        UsageError: `folder` holds another workload's recording, or a level is unknown.
+        NonFiniteLatentsError: a run diverged.
+    """
+    recorder = _Recorder(pipeline, workload, tuple(levels), tuple(joint))
+    if (folder / "manifest.json").exists():
+        found = Recording.open(folder)
+        if found.manifest.get("key") != recorder.key:
+            raise UsageError(
+                f"{folder} holds a recording of other settings; name another folder with --out"
+            )
+        return found
+    partial = folder / f"partial-{recorder.key[:16]}"
+    partial.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    chunks = recorder.run(partial)
+    manifest: dict[str, Any] = {
+        "key": recorder.key,
+        "title": title,
+        "dataset": dataset,
+        "workload": {**vars(workload), "seeds": list(workload.seeds)},
+        "environment": environment(device),
+        "nfe": recorder.nfe(),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    recording = recorder.assemble(chunks, manifest, title, dataset).save(folder)
+    shutil.rmtree(partial)
+    return recording
+
+
+class _Recorder:
+    """One recording in the making; shapes as in `Recording`, with c samples a chunk."""
+
+    def __init__(
+        self,
+        pipeline: StepwisePipeline,
+        workload: Workload,
+        levels: tuple[str, ...],
+        joint: tuple[JointRun, ...],
+    ) -> None:
+        self.pipeline, self.workload, self.levels, self.joint = pipeline, workload, levels, joint
+        reference, steps = levels[0], workload.steps
+        self.reference = PrecisionPlan.uniform(reference, steps)
+        self.singles = [
+            PrecisionPlan.single(reference, level, step, steps)
+            for level in levels[1:]
+            for step in range(steps)
+        ]
+        self.runs = [self.reference, *self.singles, *(run.plan for run in joint)]
+        self.rows = [
+            np.arange(start, min(start + workload.chunk, len(workload.samples)))
+            for start in range(0, len(workload.samples), workload.chunk)
+        ]
+        # one seed of as many different prompts as possible
+        every = len(workload.seeds)
+        self.replicated = np.arange(0, len(workload.samples), every)[:REPLICATED_SAMPLES]
+        self.pictured = np.arange(0, len(workload.samples), every)[:PICTURED_SAMPLES]
+        self.key = workload.key(
+            levels=levels,
+            runs=[str(plan) for plan in self.runs],
+            replicated=self.replicated.tolist(),
+            jitter=REPLICATE_JITTER,
+        )
+
+    def nfe(self) -> dict[str, int]:
+        """Network evaluations spent in all, and those of one loop per run."""
+        samples, per_step = len(self.workload.samples), self.pipeline.nfe_per_step
+        tree, replicas = len(PrefixTree.of(self.runs)), len(PrefixTree.of(self.singles))
+        steps = self.workload.steps
+        spent = (tree + steps) * samples + replicas * len(self.replicated)
+        plain = (len(self.runs) + 1) * samples + len(self.singles) * len(self.replicated)
+        return {"spent": spent * per_step, "plain_loop": plain * steps * per_step}
+
+    def run(self, partial: Path) -> list[dict[str, NDArray[Any]]]:
+        """All chunks, from disk where they are there."""
+        total = self.nfe()["spent"]
+        chunks: list[dict[str, NDArray[Any]]] = []
+        with tqdm(
+            total=total, desc="recording", unit="NFE", unit_scale=True, smoothing=0.05
+        ) as bar:
+
+            def advance(nfe: int) -> None:
+                bar.update(nfe)
+
+            bank, conditioning = None, None
+            for i, rows in enumerate(self.rows):
+                path = partial / f"chunk-{i:04d}.safetensors"
+                chunk = _read_chunk(path)
+                if chunk is None:
+                    if bank is None or conditioning is None:
+                        bank = LevelBank(
+                            self.pipeline.denoiser, self.levels, self.pipeline.quantized
+                        )
+                        conditioning = self._encode()
+                    chunk = self._chunk(rows, bank, conditioning[rows.tolist()], advance)
+                    write_atomically(path, save(chunk))
+                else:
+                    bar.update(math.ceil(total * len(rows) / len(self.workload.samples)))
+                chunks.append(chunk)
+        return chunks
+
+    def _encode(self) -> Conditioning:
+        """Conditioning of every sample; each prompt is encoded alone, so that its numbers do not
+        depend on the others.
+        """
+        texts = list(self.workload.prompts.values())
+        encoded = [self.pipeline.encode([text]) for text in texts]
+        each = [c for c in encoded for _ in self.workload.seeds]
+        return Conditioning(
+            {k: torch.cat([c.positive[k] for c in each]) for k in each[0].positive},
+            {k: torch.cat([c.negative[k] for c in each]) for k in each[0].negative},
+        )
+
+    def _chunk(
+        self,
+        rows: NDArray[np.int64],
+        bank: LevelBank,
+        conditioning: Conditioning,
+        on_nfe: Callable[[int], None],
+    ) -> dict[str, NDArray[Any]]:
+        samples = [self.workload.samples[i] for i in rows]
+        noise = initial_noise(samples, self.pipeline.latent_shape)
+
+        def run(plans: Sequence[PrecisionPlan], mine: list[int], **options: Any) -> Tensor:
+            return evaluate(
+                self.pipeline,
+                bank,
+                conditioning[mine],
+                noise[mine],
+                plans,
+                on_nfe=on_nfe,
+                **{"max_batch": self.workload.max_batch, **options},
+            )
+
+        everyone = list(range(len(rows)))
+        finals = run(self.runs, everyone)
+        # another batch size: the last bits move as they would in anybody's rerun
+        again = run([self.reference], everyone, max_batch=max(1, len(rows) // 2))
+        replicated = [i for i in everyone if rows[i] in self.replicated]
+        chunk = {"finals": finals, "floor": LATENT_METRICS["latent_rmse"](again[0], finals[0])}
+        if replicated and self.singles:
+            keys = [samples[i] for i in replicated]
+            chunk["replicates"] = run(
+                self.singles, replicated, perturb=_jitter(keys, self.levels[0])
+            )
+        chunk["metrics"], pictures = self._measure(finals)
+        chunk["pictures"] = pictures[:, [i for i in everyone if rows[i] in self.pictured]]
+        return {name: value.numpy() for name, value in chunk.items()}
+
+    def _measure(self, finals: Tensor) -> tuple[Tensor, Tensor]:
+        """Metric values (runs, metrics, c) float64 against run 0, and 8-bit images
+        (runs, c, H, W, 3).
+        """
+        device = next(self.pipeline.denoiser.parameters())
+        values, pictures = [], []
+        reference = images = self.pipeline.decode(finals[0].to(device)).cpu()
+        for i, final in enumerate(finals):
+            if i:
+                images = self.pipeline.decode(final.to(device)).cpu()
+            latent = [metric(final, finals[0]) for metric in LATENT_METRICS.values()]
+            image = [metric(images, reference) for metric in IMAGE_METRICS.values()]
+            values.append(torch.stack(latent + image).double())
+            pictures.append((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1))
+        return torch.stack(values), torch.stack(pictures)
+
+    def assemble(
+        self,
+        chunks: Sequence[dict[str, NDArray[Any]]],
+        manifest: dict[str, Any],
+        title: str,
+        dataset: str,
+    ) -> Recording:
+        """The recording of all chunks."""
+        finals = np.concatenate([c["finals"] for c in chunks], axis=1)
+        finals = finals.reshape(*finals.shape[:2], -1)
+        reference, cells = finals[0], (len(self.levels) - 1, self.workload.steps)
+        replicates = None
+        if parts := [c["replicates"] for c in chunks if "replicates" in c]:
+            joined = np.concatenate(parts, axis=1)
+            joined = joined.reshape(*joined.shape[:2], -1) - reference[self.replicated]
+            replicates = joined.reshape(*cells, *joined.shape[1:])
+        pictures = np.concatenate([c["pictures"] for c in chunks], axis=1)
+        singles = 1 + len(self.singles)
+        deviations = finals[1:singles] - reference
+        return Recording(
+            levels=self.levels,
+            steps=self.workload.steps,
+            samples=self.workload.samples,
+            prompts=self.workload.prompts,
+            reference=reference,
+            singles=deviations.reshape(*cells, *deviations.shape[1:]),
+            replicates=replicates,
+            replicate_rows=self.replicated,
+            plans=tuple(run.plan for run in self.joint),
+            kinds=tuple(run.kind for run in self.joint),
+            held_out=np.array([run.held_out for run in self.joint], dtype=np.bool_),
+            joint=finals[singles:] - reference,
+            floor=np.concatenate([c["floor"] for c in chunks]).astype(np.float32),
+            table=self._table(
+                np.concatenate([c["metrics"] for c in chunks], axis=2), title, dataset
+            ),
+            pictures={
+                "reference" if i == 0 else str(plan): pictures[i]
+                for i, plan in enumerate(self.runs)
+            },
+            picture_rows=self.pictured,
+            manifest=manifest,
+        )
+
+    def _table(self, metrics: NDArray[np.float64], title: str, dataset: str) -> pd.DataFrame:
+        """One row per (run, metric, sample), runs other than the reference."""
+        runs, kinds = self.runs[1:], ["single"] * len(self.singles) + ["joint"] * len(self.joint)
+        samples = self.workload.samples
+        per_run = len(_METRICS) * len(samples)
+        return pd.DataFrame(
+            {
+                "model": title,
+                "dataset": dataset,
+                "plan": np.repeat([str(plan) for plan in runs], per_run),
+                "kind": np.repeat(kinds, per_run),
+                "prompt_id": np.tile([p for p, _ in samples], len(runs) * len(_METRICS)),
+                "seed": np.tile([s for _, s in samples], len(runs) * len(_METRICS)),
+                "metric": np.tile(np.repeat(_METRICS, len(samples)), len(runs)),
+                "value": metrics[1:].ravel(),
+            }
+        )
+
+
+def _jitter(
+    samples: Sequence[tuple[str, int]], reference: str
+) -> Callable[[Tensor, int, str], Tensor]:
+    """Adds keyed noise, as large as rounding noise, to what a low-precision step starts from."""
+
+    def perturb(latents: Tensor, step: int, level: str) -> Tensor:
+        if level == reference:
+            return latents
+        noise = torch.stack(
+            [keyed_noise(p, s, "replicate", latents.shape[1:], step=step) for p, s in samples]
+        )
+        size = REPLICATE_JITTER * latents.float().square().mean().sqrt()
+        return latents + (size * noise.to(latents.device)).to(latents.dtype)
+
+    return perturb
+
+
+def _read_chunk(path: Path) -> dict[str, NDArray[Any]] | None:
+    """A chunk written earlier; None where there is none, or a damaged one (computed again)."""
+    try:
+        return load(path.read_bytes())
+    except (FileNotFoundError, SafetensorError):
+        return None

@@ -1,0 +1,170 @@
+"""A recording: the reference, single and joint runs of a workload, in memory and on disk.
+
+On disk it is a folder: `manifest.json`, safetensors files, one Parquet table. It is complete
+without the model. Nothing in it is pickled, and every file is checked by its sha256 on opening.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
+
+from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.plan import PrecisionPlan
+
+SCHEMA_VERSION = 1
+_ARRAYS = ("reference", "singles", "replicates", "replicate_rows", "held_out", "joint", "floor")
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """Terminal deviations and joint errors of n samples (float32; latents flattened to D elements).
+
+    `reference` (n, D) final latents of the reference runs; `singles` (L-1, S, n, D) terminal
+    deviations; `replicates` (L-1, S, r, D) the same of jittered single runs, for the samples
+    `replicate_rows` (r,); `joint` (P, n, D) joint errors of `plans`, with their design labels
+    `kinds` and the flag `held_out` (P,); `floor` (n,) latent RMSE of the reference rerun at another
+    batch size; `table` the tidy metric values (columns model, dataset, plan, kind, prompt_id, seed,
+    metric, value); `pictures` uint8 (m, H, W, 3) by run ("reference" or the plan's text) for the
+    samples `picture_rows`.
+    """
+
+    levels: tuple[str, ...]
+    steps: int
+    samples: tuple[tuple[str, int], ...]
+    prompts: dict[str, str]
+    reference: NDArray[np.float32]
+    singles: NDArray[np.float32]
+    replicates: NDArray[np.float32] | None
+    replicate_rows: NDArray[np.int64]
+    plans: tuple[PrecisionPlan, ...]
+    kinds: tuple[str, ...]
+    held_out: NDArray[np.bool_]
+    joint: NDArray[np.float32]
+    floor: NDArray[np.float32]
+    table: pd.DataFrame
+    pictures: dict[str, NDArray[np.uint8]]
+    picture_rows: NDArray[np.int64]
+    manifest: dict[str, Any]
+
+    def save(self, folder: Path) -> Recording:
+        """Write the recording into `folder`; the manifest comes last, so that a folder with one is
+        whole. Returns the recording with the digests in its manifest.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
+        pictures = {"rows": self.picture_rows, **self.pictures}
+        files = {
+            "latents.safetensors": save({k: np.ascontiguousarray(v) for k, v in arrays.items()}),
+            "pictures.safetensors": save({k: np.ascontiguousarray(v) for k, v in pictures.items()}),
+            "table.parquet": self.table.to_parquet(None, index=False),
+        }
+        for name, content in files.items():
+            write_atomically(folder / name, content)
+        manifest = {
+            **self.manifest,
+            "schema_version": SCHEMA_VERSION,
+            "levels": list(self.levels),
+            "steps": self.steps,
+            "samples": [list(sample) for sample in self.samples],
+            "prompts": self.prompts,
+            "plans": [str(plan) for plan in self.plans],
+            "kinds": list(self.kinds),
+            "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+        }
+        text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        write_atomically(folder / _MANIFEST, text.encode())
+        return Recording(**{**vars(self), "manifest": manifest})
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Recording:
+        """Read a recording.
+
+        Raises:
+            UsageError: there is none, it is of another schema version, a file is missing, names a
+                place outside the folder, or differs from its digest.
+        """
+        folder = Path(folder)
+        manifest = _read_manifest(folder)
+        contents = {
+            name: _read_verified(folder, name, digest) for name, digest in manifest["files"].items()
+        }
+        try:
+            arrays = load(contents["latents.safetensors"])
+            pictures = load(contents["pictures.safetensors"])
+            table = pd.read_parquet(_buffer(contents["table.parquet"]))
+            return cls(
+                levels=tuple(manifest["levels"]),
+                steps=manifest["steps"],
+                samples=tuple((str(prompt), int(seed)) for prompt, seed in manifest["samples"]),
+                prompts=manifest["prompts"],
+                plans=tuple(map(PrecisionPlan.parse, manifest["plans"])),
+                kinds=tuple(manifest["kinds"]),
+                replicates=arrays.pop("replicates", None),
+                table=table,
+                picture_rows=pictures.pop("rows"),
+                pictures=pictures,
+                manifest=manifest,
+                **arrays,
+            )
+        except (KeyError, TypeError) as error:
+            raise UsageError(f"{folder} is not a whole recording: {error} is missing") from error
+
+
+def _buffer(content: bytes) -> Any:
+    import io
+
+    return io.BytesIO(content)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / _MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{folder} holds no recording: there is no {_MANIFEST} in it") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"{path} can't be read: {error}") from error
+    version = manifest.get("schema_version") if isinstance(manifest, Mapping) else None
+    if version != SCHEMA_VERSION:
+        raise UsageError(
+            f"{path} has schema version {version}; this library reads version {SCHEMA_VERSION}"
+        )
+    return manifest
+
+
+def _read_verified(folder: Path, name: str, digest: str) -> bytes:
+    # a manifest may come from anywhere: it must not make us read outside its own folder
+    if Path(name).name != name or (folder / name).is_symlink():
+        raise UsageError(f"the manifest names {name!r}, which is no plain file of {folder}")
+    try:
+        content = (folder / name).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{folder / name} can't be read: {error.strerror}") from error
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise UsageError(f"{folder / name} is damaged: its sha256 is not the manifest's {digest}")
+    return content
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a crash leaves either the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

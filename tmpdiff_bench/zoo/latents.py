@@ -1,0 +1,93 @@
+"""Training data of the embedded diffusion models: VAE latents of scenes with tokenized captions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+from transformers import CLIPTokenizer, T5TokenizerFast
+
+from tmpdiff_bench.zoo.captions import sample_captions
+from tmpdiff_bench.zoo.scenes import render, sample_scenes
+from tmpdiff_bench.zoo.text import MAX_TOKENS
+
+
+@dataclass(frozen=True)
+class LatentSet:
+    """`latents` (n, c, h, w) float16, scaled to unit variance; `clip`, `t5` (n, k, 24) token ids of
+    the k captions of each scene.
+    """
+
+    latents: Tensor
+    clip: Tensor
+    t5: Tensor
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def save(self, path: Path) -> None:
+        """Write the set as one safetensors file."""
+        save_file(vars(self), path)
+
+    @classmethod
+    def load(cls, path: Path) -> LatentSet:
+        """Read what `save` wrote."""
+        return cls(**load_file(path))
+
+
+def latent_statistics(vae: AutoencoderKL, n: int = 2048) -> tuple[float, float]:
+    """Mean and standard deviation of the VAE's latents over `n` training scenes."""
+    images = torch.from_numpy(render(sample_scenes(n, seed=0))) * 2 - 1
+    with torch.no_grad():
+        latents = torch.cat([vae.encode(x).latent_dist.mean for x in images.split(64)])
+    return float(latents.mean()), float(latents.std())
+
+
+def build_latents(
+    vae: AutoencoderKL,
+    tokenizers: tuple[CLIPTokenizer, T5TokenizerFast],
+    n: int,
+    *,
+    seed: int,
+    captions_per_scene: int = 4,
+    reserved: bool = False,
+) -> LatentSet:
+    """Render, encode and caption about `n` scenes (those without a caption on this side drop out).
+
+    `vae` must carry its `scaling_factor` and `shift_factor`.
+    """
+    split = "validation" if reserved else "train"
+    scenes = sample_scenes(n, seed=seed, split=split)
+    texts: list[list[str | None]] = [[None] * captions_per_scene for _ in range(n)]
+    for k in range(captions_per_scene):
+        rows, captions = sample_captions(
+            scenes, seed=seed * captions_per_scene + k, reserved=reserved
+        )
+        for row, captioned in zip(rows, captions, strict=True):
+            texts[row][k] = captioned.text
+    kept = np.array([i for i, row in enumerate(texts) if any(row)], dtype=np.int64)
+    flat = [t or next(filter(None, texts[i])) for i in kept for t in texts[i]]
+    scenes = scenes[kept]
+    latents = []
+    with torch.no_grad():
+        for start in tqdm(range(0, len(kept), 64), desc="encoding scenes", unit="batch"):
+            images = torch.from_numpy(render(scenes[slice(start, start + 64)])) * 2 - 1
+            mean = vae.encode(images).latent_dist.mean
+            scaled = (mean - vae.config.shift_factor) * vae.config.scaling_factor
+            latents.append(scaled.half())
+    clip, t5 = (token_ids(t, flat).view(len(kept), captions_per_scene, -1) for t in tokenizers)
+    return LatentSet(torch.cat(latents), clip, t5)
+
+
+def token_ids(tokenizer: CLIPTokenizer | T5TokenizerFast, texts: list[str]) -> Tensor:
+    """Ids (n, 24), padded and cut as the diffusers pipelines do."""
+    ids: Tensor = tokenizer(
+        texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+    ).input_ids
+    return ids

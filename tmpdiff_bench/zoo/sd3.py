@@ -1,0 +1,157 @@
+"""The embedded Stable Diffusion 3: a 3.5 M parameter MMDiT with CLIP and T5 encoders on Scenes.
+
+Trained by flow matching with logit-normal noise levels (Esser et al. 2024, "Scaling Rectified Flow
+Transformers for High-Resolution Image Synthesis", eqs. 12 and 19).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tmpdiff_bench.zoo.latents import LatentSet, token_ids
+from tmpdiff_bench.zoo.text import (
+    CLIP_WIDTH,
+    MAX_TOKENS,
+    T5_WIDTH,
+    build_clip_encoder,
+    build_t5_encoder,
+    corpus,
+    train_clip_tokenizer,
+    train_t5_tokenizer,
+)
+from tmpdiff_bench.zoo.vae import LATENT_CHANNELS
+
+WIDTH, HEADS, LAYERS = 128, 4, 6
+PROMPT_DROPOUT = 0.1
+# `StableDiffusion3Pipeline.__call__` pads T5 to 256 tokens unless told otherwise; a share of the
+# batches sees that padding, so that the model also works for a caller who does not know ours.
+PIPELINE_T5_LENGTH = 256
+LONG_SHARE = 0.03
+
+
+def build_pipeline(vae: AutoencoderKL, *, seed: int) -> StableDiffusion3Pipeline:
+    """An untrained pipeline around a trained VAE."""
+    torch.manual_seed(seed)
+    texts = corpus()
+    clip, t5 = train_clip_tokenizer(texts), train_t5_tokenizer(texts)
+    transformer = SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        num_layers=LAYERS,
+        attention_head_dim=WIDTH // HEADS,
+        num_attention_heads=HEADS,
+        joint_attention_dim=T5_WIDTH,
+        caption_projection_dim=WIDTH,
+        pooled_projection_dim=2 * CLIP_WIDTH,
+        pos_embed_max_size=16,
+    )
+    _zero_gates(transformer)
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.5),
+        vae=vae,
+        text_encoder=build_clip_encoder(clip),
+        tokenizer=clip,
+        text_encoder_2=build_clip_encoder(clip),
+        tokenizer_2=clip,
+        text_encoder_3=build_t5_encoder(t5),
+        tokenizer_3=t5,
+    )
+
+
+def _zero_gates(transformer: SD3Transformer2DModel) -> None:
+    """adaLN-zero: every block starts as the identity (Peebles & Xie 2023)."""
+    for block in transformer.transformer_blocks:
+        for norm in (block.norm1, block.norm1_context):
+            nn.init.zeros_(norm.linear.weight)
+            nn.init.zeros_(norm.linear.bias)
+    nn.init.zeros_(transformer.norm_out.linear.weight)
+    nn.init.zeros_(transformer.proj_out.weight)
+
+
+class Sd3Part:
+    """Trains transformer and text encoders of a pipeline together."""
+
+    name = "sd3"
+
+    def __init__(
+        self,
+        pipeline: StableDiffusion3Pipeline,
+        training: LatentSet,
+        validation: LatentSet,
+        *,
+        batch: int = 64,
+    ) -> None:
+        self.pipeline = pipeline
+        names = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+        self.modules = nn.ModuleDict({name: getattr(pipeline, name) for name in names})
+        self._training, self._validation, self._batch = training, validation, batch
+        self._empty = (token_ids(pipeline.tokenizer, [""]), token_ids(pipeline.tokenizer_3, [""]))
+
+    def is_hidden_matrix(self, parameter: str) -> bool:
+        value = self.modules.get_parameter(parameter)
+        return value.ndim == 2 and (".transformer_blocks." in parameter or ".layers." in parameter)
+
+    def loss(self, iteration: int, generator: torch.Generator) -> Tensor:
+        data, n = self._training, self._batch
+        rows = torch.randint(len(data), (n,), generator=generator)
+        which = torch.randint(data.clip.shape[1], (n,), generator=generator)
+        clip, t5 = data.clip[rows, which], data.t5[rows, which]
+        dropped = torch.rand(n, generator=generator) < PROMPT_DROPOUT
+        clip = torch.where(dropped[:, None], self._empty[0], clip)
+        t5 = torch.where(dropped[:, None], self._empty[1], t5)
+        if float(torch.rand((), generator=generator)) < LONG_SHARE:
+            t5 = F.pad(t5, (0, PIPELINE_T5_LENGTH - MAX_TOKENS), value=0)
+        return self._flow_loss(data.latents[rows].float(), clip, t5, generator)
+
+    def evaluate(self) -> dict[str, float]:
+        data, generator = self._validation, torch.Generator().manual_seed(1)
+        losses = []
+        for start in range(0, len(data), self._batch):
+            rows = slice(start, start + self._batch)
+            losses.append(
+                self._flow_loss(
+                    data.latents[rows].float(), data.clip[rows, 0], data.t5[rows, 0], generator
+                )
+            )
+        return {"validation_loss": float(torch.stack(losses).mean())}
+
+    def _flow_loss(
+        self, latents: Tensor, clip: Tensor, t5: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        sigma = torch.randn(len(latents), generator=generator).sigmoid()
+        noise = torch.randn(latents.shape, generator=generator)
+        mixed = torch.lerp(latents, noise, sigma[:, None, None, None])
+        # the fused attention kernel for CPUs is slow backwards at these lengths
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            context, pooled = encode_tokens(self.pipeline, clip, t5)
+            velocity = self.pipeline.transformer(
+                mixed, context, pooled, sigma * 1000, return_dict=False
+            )[0]
+        return F.mse_loss(velocity.float(), noise - latents)
+
+
+def encode_tokens(
+    pipe: StableDiffusion3Pipeline, clip: Tensor, t5: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What `pipe.encode_prompt` computes, from token ids: context (n, 24 + t5 length, 128), pooled
+    (n, 128).
+    """
+    first = pipe.text_encoder(clip, output_hidden_states=True)
+    second = pipe.text_encoder_2(clip, output_hidden_states=True)
+    hidden = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+    long = pipe.text_encoder_3(t5)[0]
+    hidden = F.pad(hidden, (0, long.shape[-1] - hidden.shape[-1]))
+    pooled = torch.cat([first.text_embeds, second.text_embeds], dim=-1)
+    return torch.cat([hidden, long], dim=-2), pooled
