@@ -26,3 +26,4 @@ def reproduce(session: nox.Session) -> None:
     session.install("-c", "constraints.txt", "-e", ".")
     command = ["python", "-m", "tmpdiff_bench.additivity", "--model", "sd3"]
     session.run(*command, "--out", "reports/additivity-sd3", *session.posargs, env=OFFLINE)
+    session.run("python", "analysis/predictors.py", env=OFFLINE)

@@ -151,8 +151,8 @@ def make_test(ratio: Interval, verdict: Verdict, r2: float = 0.9) -> AdditivityT
         clusters=(6, 5),
         method="by hand",
         ratio=ratio,
-        ratio_low=Interval(0.7, 0.6, 0.8),
-        ratio_high=Interval(1.4, 1.3, 1.5),
+        ratio_small=Interval(0.7, 0.6, 0.8),
+        ratio_large=Interval(1.4, 1.3, 1.5),
         range_p=0.2,
         outside_p=0.3,
     )

@@ -60,7 +60,7 @@ def test_model_is_recorded_with_the_options_given(
         "guidance": 4.0,
         "seed": 3,
         "device": "cpu",
-        "joint_plans": 18,
+        "joint_plans": 12,
         "max_batch": 32,
         "folder": Path("additivity-sd3/recording"),
     }

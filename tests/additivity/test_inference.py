@@ -133,7 +133,7 @@ def test_exact_predictions():
     assert (test.verdict, test.r2_identity, test.median_relative_error) == ("supported", 1.0, 0.0)
     assert (test.wald_p, test.tost_p, test.range_p, test.reset_p) == (1.0, 0.0, 0.0, 1.0)
     assert (test.outside_p, test.clusters) == (1.0, (16, 14))
-    for interval, value in ((test.slope, 1), (test.intercept, 0), (test.ratio_high, 1)):
+    for interval, value in ((test.slope, 1), (test.intercept, 0), (test.ratio_large, 1)):
         np.testing.assert_allclose(astuple(interval), value, atol=1e-9)
 
 
@@ -151,7 +151,7 @@ def test_units_and_order_of_rows_do_not_matter():
         assert other.verdict == test.verdict
         assert other.clusters == test.clusters
         assert astuple(other.slope) == pytest.approx(astuple(test.slope))
-        assert astuple(other.ratio_low) == pytest.approx(astuple(test.ratio_low))
+        assert astuple(other.ratio_small) == pytest.approx(astuple(test.ratio_small))
         for name in ("tost_p", "range_p", "outside_p", "reset_p", "r2_identity"):
             assert getattr(other, name) == pytest.approx(getattr(test, name)), name
     # clusters are numbered by appearance, so the draws differ

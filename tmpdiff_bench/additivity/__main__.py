@@ -102,7 +102,7 @@ _EXPERIMENT: dict[str, tuple[Callable[[str], Any], Any, str]] = {
     "--guidance": (finite_float, 4.0, "classifier-free guidance scale"),
     "--seed": (_seed, 0, "first noise seed, also that of the choice of joint plans"),
     "--device": (str, "cpu", "where the model runs, such as cpu or cuda"),
-    "--joint-plans": (positive_int, 18, "joint plans of each low level"),
+    "--joint-plans": (positive_int, 12, "joint plans of each low level"),
     "--max-batch": (positive_int, 32, "samples in one pass of the network, at most"),
 }
 

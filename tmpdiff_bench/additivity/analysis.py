@@ -251,14 +251,15 @@ def _warnings(
                 "step, and single errors above zero"
             )
     reasons: dict[str, list[str]] = {}
-    few: dict[str, int] = {}
+    few: dict[tuple[str, int], list[str]] = {}
     for score in scores:
-        where = f"{score.predictor} of {score.metric} at {score.level}"
         if score.reason:
+            where = f"{score.predictor} of {score.metric} at {score.level}"
             reasons.setdefault(score.reason, []).append(where)
         if score.held_out_plans < FEW_PLANS:
-            few[score.level] = score.held_out_plans
+            few.setdefault((score.level, score.held_out_plans), []).append(score.predictor)
     for reason, places in reasons.items():
         yield f"not defined: {', '.join(places)}: {reason}"
-    for level, plans in few.items():
-        yield f"{level}: only {plans} held-out plans, so that intervals are wide"
+    for (level, plans), names in few.items():
+        fitted = ", ".join(dict.fromkeys(names))
+        yield f"{level}: {fitted} scored on only {plans} held-out plans: wide intervals"

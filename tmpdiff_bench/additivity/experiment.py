@@ -13,8 +13,8 @@ from tmpdiff_bench.pipelines import EMBEDDED, load_model
 from tmpdiff_bench.trajectory import JointRun, Recording, Workload, record
 from tmpdiff_bench.zoo.prompts import mixed_prompts
 
-COMPLEMENTS = 4  # one-high-step plans per level, for the design-free check
-MIXED = 6  # plans that use several low levels
+COMPLEMENTS = 3  # one-high-step plans per level, for the design-free check
+MIXED = 4  # plans that use several low levels
 CHUNK = 8  # samples that are computed and saved together
 
 
@@ -42,9 +42,7 @@ def record_model(
     Raises:
         UsageError: a value that can't be used, with the way out.
     """
-    _check(levels, steps, guidance)
-    for name in levels:
-        Level.parse(name)
+    _check(levels, steps, num_seeds, guidance)
     prompts = mixed_prompts(num_prompts, "calibration")
     loaded = load_model(model, weights=weights, device=device)
     pipeline = loaded.stepwise(steps=steps, guidance=guidance)
@@ -86,9 +84,15 @@ def record_model(
     )
 
 
-def _check(levels: tuple[str, ...], steps: int, guidance: float) -> None:
+def _check(levels: tuple[str, ...], steps: int, num_seeds: int, guidance: float) -> None:
+    for name in levels:
+        Level.parse(name)
     if len(levels) < 2:
         raise UsageError("--levels takes the reference and at least one low level")
+    if len(set(levels)) != len(levels):
+        raise UsageError(f"a level is named twice in {','.join(levels)}")
+    if num_seeds < 1:
+        raise UsageError(f"--num-seeds is {num_seeds}: at least 1 is needed")
     if steps < 1:
         raise UsageError(f"--steps is {steps}: at least 1 is needed")
     if not math.isfinite(guidance):

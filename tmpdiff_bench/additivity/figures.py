@@ -48,7 +48,7 @@ def predicted_against_measured(report: AdditivityReport) -> Drawing | None:
     with house_style():
         rows = len(MAIN_PREDICTORS)
         text_size = 8 if len(levels) < 4 else 7
-        height = 0.85 + (4.1 / max(len(levels), 3) + 0.13) * rows
+        height = 0.85 + (4.4 / max(len(levels), 3) - 0.06) * rows
         figure, axes = canvas(rows, len(levels), height, sharex="col", sharey="col")
         for column, level in enumerate(levels):
             limits = _limits([value for key, value in found.items() if key[0] == level])

@@ -104,8 +104,8 @@ def additivity_test(
         clusters=clusters.sizes[:2],
         method=_method(clusters, used),
         ratio=ratios[0],
-        ratio_low=ratios[1],
-        ratio_high=ratios[2],
+        ratio_small=ratios[1],
+        ratio_large=ratios[2],
         range_p=max(inside[1:]),
         outside_p=outside_p,
     )
@@ -119,8 +119,8 @@ def decide(equivalence_p: float, outside_p: float, r2: float, alpha: float) -> V
 
 
 def r2_identity(predicted: Floats, joint: Floats) -> float:
-    """Compute R2 about the identity line; NaN where all joint errors are equal."""
-    spread = float(np.sum((joint - joint.mean()) ** 2))
+    """Compute R2 about the identity line; NaN where joint errors are all equal, or none."""
+    spread = float(np.sum((joint - joint.mean()) ** 2)) if joint.size else 0.0
     return 1.0 - float(np.sum((joint - predicted) ** 2)) / spread if spread > 0 else math.nan
 
 

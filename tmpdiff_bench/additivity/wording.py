@@ -125,8 +125,8 @@ def _score_words(score: Score, margin: float) -> str:
         said = f"underestimates joint errors by a factor of {interval(ratio)}"
     else:
         said = (
-            f"misses the range of joint errors: joint/predicted is {interval(test.ratio_low)}"
-            f" for small predictions and {interval(test.ratio_high)} for large ones"
+            f"misses the range of joint errors: joint/predicted is {interval(test.ratio_small)}"
+            f" for small predictions and {interval(test.ratio_large)} for large ones"
         )
     return f"{name} {said} ({score.verdict})"
 
