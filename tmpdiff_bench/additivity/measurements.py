@@ -138,7 +138,7 @@ def _values(recording: Recording, metric: str, runs: Sequence[PrecisionPlan]) ->
     wanted = pd.MultiIndex.from_tuples(
         [(str(run), *sample) for run in runs for sample in recording.samples], names=keys
     )
-    values = found.reindex(wanted).to_numpy(dtype=np.float64)
+    values: Floats = found.reindex(wanted).to_numpy(dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
         plan, prompt, seed = wanted[bad[0]]

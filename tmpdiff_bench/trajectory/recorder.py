@@ -200,8 +200,8 @@ class _Recorder:
 
         everyone = list(range(len(rows)))
         finals = run(self.runs, everyone)
-        # another batch size: the last bits move as they would in anybody's rerun
-        again = run([self.reference], everyone, max_batch=max(1, len(rows) // 2))
+        # one by one: the last bits move as they would in anybody's rerun at another batch size
+        again = run([self.reference], everyone, max_batch=1)
         replicated = [i for i in everyone if rows[i] in self.replicated]
         chunk = {"finals": finals, "floor": LATENT_METRICS["latent_rmse"](again[0], finals[0])}
         if replicated and self.singles:
