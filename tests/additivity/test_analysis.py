@@ -240,30 +240,6 @@ def test_errors_near_the_floor_are_flagged():
     assert not silent.sensitivity[0].flagged.any()
 
 
-def test_a_prompt_that_decides_alone_is_named():
-    deviations = np.random.default_rng(0).normal(size=(2 * STEPS, SAMPLES, SIZE))
-    deviations[:, :2] *= 30
-    report = analyse(recording(deviations=deviations), metrics=["latent_rmse"])
-    assert report.superposition[0].prompt_share == pytest.approx(0.99, abs=0.01)
-    assert (
-        "w8a8: one prompt has 99% of the mean square of joint errors: H1m, H2 and every R2 but that "
-        "in logs speak of it"
-    ) in report.warnings
-    plain = analyse(recording(), metrics=["latent_rmse"])
-    assert not any("one prompt" in warning for warning in plain.warnings)
-
-
-def test_r2_of_plan_means_and_of_logs():
-    report = analyse(recording(), metrics=["latent_rmse"], predictors=["root_sum_squares"])
-    for score, found in zip(report.scores, report.predictions, strict=True):
-        assert score.test is not None
-        means, logs = found.joint.mean(axis=1), np.log(found.joint)
-        residual = np.sum((means - found.predicted.mean(axis=1)) ** 2)
-        assert score.r2_plans == pytest.approx(1 - residual / np.sum((means - means.mean()) ** 2))
-        residual = np.sum((logs - np.log(found.predicted)) ** 2)
-        assert score.test.r2_log == pytest.approx(1 - residual / np.sum((logs - logs.mean()) ** 2))
-
-
 def test_small_recordings_say_what_they_lack():
     report = analyse(recording(steps=2, prompts=1, seeds=2, mixed=0), metrics=["latent_rmse"])
     assert {score.verdict for score in report.scores} == {"not defined"}

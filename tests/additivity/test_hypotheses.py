@@ -14,7 +14,6 @@ from tmpdiff_bench.additivity.hypotheses import (
     PromptBootstrap,
     context_ratio,
     inner_products,
-    largest_share,
     mean_of,
     off_diagonal_share,
     rank_within,
@@ -97,13 +96,6 @@ def test_systematic_share_is_recovered_from_replicates(bootstrap, share):
     assert found.estimate == pytest.approx(share, abs=0.02)
     assert np.trace(within.mean(0)) == pytest.approx(4, abs=0.2)
     assert np.trace(across.mean(0)) == pytest.approx(4 * share, abs=0.1)
-
-
-def test_largest_share_is_that_of_a_prompt():
-    squares = np.ones((2, N))
-    assert largest_share(squares, PROMPTS) == pytest.approx(1 / 12)
-    squares[:, :2] = 11
-    assert largest_share(squares, PROMPTS) == pytest.approx(0.5)
 
 
 def test_context_ratio_is_one_for_additive_metrics(bootstrap):

@@ -178,7 +178,7 @@ def test_method_tells_clusters_and_fallbacks():
 
 def test_verdicts():
     assert decide(0.04, 1.0, 0.9, 0.05) == "supported"
-    assert decide(0.04, 1.0, -0.1, 0.05) == "undecided"  # in logs no better than the constant mean
+    assert decide(0.04, 1.0, -0.1, 0.05) == "undecided"  # no better than the constant mean
     assert decide(0.06, 0.04, 0.9, 0.05) == "refuted"
     assert decide(0.06, 0.06, 0.9, 0.05) == "undecided"
     assert decide(np.nan, np.nan, 0.9, 0.05) == "undecided"

@@ -151,8 +151,12 @@ def _score(
         predicted=predicted,
         joint=joint[plans],
     )
-    score = replace(score, parameters=fitted.parameters)
-    common = data.recording.held_out[plans][held]
+    common = data.recording.held_out[plans]
+    score = replace(
+        score,
+        parameters=fitted.parameters,
+        r2_common=r2_identity(predicted[common], joint[plans[common]]),
+    )
     predicted, joint = predicted[held], joint[plans[held]]
     try:
         test = additivity_test(
@@ -168,15 +172,7 @@ def _score(
         return replace(score, reason=str(error)), found
     agreement, pairs = rank_within(predicted, joint, found.low_steps[held])
     rank = bootstrap.interval(mean_of(agreement)) if pairs else None
-    score = replace(
-        score,
-        test=test,
-        r2_common=r2_identity(np.log(predicted[common]), np.log(joint[common])),
-        r2_plans=r2_identity(predicted.mean(axis=1), joint.mean(axis=1)),
-        rank_within=rank,
-        rank_pairs=pairs,
-    )
-    return score, found
+    return replace(score, test=test, rank_within=rank, rank_pairs=pairs), found
 
 
 def _split(
@@ -206,7 +202,7 @@ def _adjusted(scores: Sequence[Score], alpha: float) -> tuple[Score, ...]:
         for k, (i, test) in enumerate(zip(tested, tests, strict=True)):
             result[i] = replace(
                 scores[i],
-                verdict=decide(equivalence[k], outside[k], test.r2_log, alpha),
+                verdict=decide(equivalence[k], outside[k], test.r2_identity, alpha),
                 wald_p_holm=float(wald[k]),
                 equivalence_p_holm=float(equivalence[k]),
                 outside_p_holm=float(outside[k]),
@@ -246,12 +242,6 @@ def _warnings(
             )
     if not np.any(recording.floor > 0):
         yield "the numerical floor is 0: floor ratios are infinite"
-    for record in superposition:
-        if record.prompt_share > 0.5:
-            yield (
-                f"{record.level}: one prompt has {record.prompt_share:.0%} of the mean square of "
-                "joint errors: H1m, H2 and every R2 but that in logs speak of it"
-            )
     for level in recording.levels[1:]:
         if level not in {record.level for record in superposition}:
             yield f"{level}: no test of superposition, for want of a joint plan with an error"

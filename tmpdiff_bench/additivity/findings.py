@@ -14,7 +14,6 @@ from tmpdiff_bench.additivity.hypotheses import (
     Overlap,
     PromptBootstrap,
     inner_products,
-    largest_share,
     mean_of,
     means_of,
 )
@@ -70,7 +69,6 @@ class Findings:
             orthogonality_verdict=bootstrap.verdict(lambda w: 1 - share(w), 1 / square, square),
             systematic_share=self._systematic_share(group),
             context_cosine=self._context_cosine(group),
-            prompt_share=largest_share(overlap.measured, bootstrap.prompt_ids),
             clusters=(bootstrap.prompts, len(plans)),
             floor_ratio=group.floor_ratio,
             plans=tuple(str(recording.plans[i]) for i in plans),

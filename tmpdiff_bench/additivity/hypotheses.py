@@ -179,15 +179,6 @@ def systematic_share(first: Floats, second: Floats, across: Floats) -> Callable[
     return lambda weights: (weights @ shared) / (weights @ within)
 
 
-def largest_share(squares: Floats, prompt_ids: Sequence[Hashable]) -> float:
-    """Find the largest share of one prompt in `squares` (P, n), mean over plans."""
-    shares = (squares / squares.sum(axis=1, keepdims=True)).mean(axis=0)
-    totals: dict[Hashable, float] = {}
-    for prompt, share in zip(prompt_ids, shares, strict=True):
-        totals[prompt] = totals.get(prompt, 0.0) + float(share)
-    return max(totals.values())
-
-
 def context_ratio(
     uniform: Floats, complements: Floats, singles: Floats
 ) -> Callable[[Floats], Floats]:

@@ -21,7 +21,7 @@ RULE = (
     "supported: joint/predicted lies between 1/(1+{margin:g}) and 1+{margin:g} as a geometric "
     "mean and, on the log-log calibration line, at the 10th and at the 90th percentile of the "
     "predictions (two one-sided t tests at each of the three, all at level {alpha:g}), and R2 "
-    "about the identity line, in logs, is above 0. refuted: at one of the three it lies outside (level "
+    "about the identity line is above 0. refuted: at one of the three it lies outside (level "
     "{alpha:g}, Bonferroni). undecided: neither."
 )
 _ROUNDING = 1e-12  # residuals below this share of the errors are rounding, and test nothing
@@ -91,7 +91,7 @@ def additivity_test(
         strict=True,
     )
     outside_p = min(1.0, 3 * min(outside))
-    r2_log = r2_identity(np.log(x), np.log(y))
+    r2 = r2_identity(x, y)
     return AdditivityTest(
         slope=slope,
         intercept=intercept,
@@ -99,8 +99,8 @@ def additivity_test(
         tost_p=inside[0],
         reset_p=1.0 if exact else _reset_p(x, y, clusters),
         median_relative_error=float(np.median(np.abs(y - x) / y)),
-        r2_identity=r2_identity(x, y),
-        verdict=decide(max(inside), outside_p, r2_log, alpha),
+        r2_identity=r2,
+        verdict=decide(max(inside), outside_p, r2, alpha),
         clusters=clusters.sizes[:2],
         method=_method(clusters, used),
         ratio=ratios[0],
@@ -108,13 +108,12 @@ def additivity_test(
         ratio_large=ratios[2],
         range_p=max(inside[1:]),
         outside_p=outside_p,
-        r2_log=r2_log,
     )
 
 
-def decide(equivalence_p: float, outside_p: float, r2_log: float, alpha: float) -> Verdict:
+def decide(equivalence_p: float, outside_p: float, r2: float, alpha: float) -> Verdict:
     """Apply `RULE` to (possibly adjusted) p values. NaN decides nothing."""
-    if equivalence_p < alpha and r2_log > 0:
+    if equivalence_p < alpha and r2 > 0:
         return "supported"
     return "refuted" if outside_p < alpha else "undecided"
 

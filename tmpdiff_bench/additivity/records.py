@@ -47,8 +47,7 @@ class AdditivityTest:
     power with few plans: a large p is no proof of a straight line.
     `median_relative_error`: of |joint - predicted| / joint over rows. `r2_identity`: 1 - sum of
     squares about the identity line / about the mean of joint; negative when the constant mean
-    predicts better. It rises with the range of the plans, so compare it on the same plans only; a
-    few rows with huge errors can decide it alone, which `r2_log`, the same in logs, withstands.
+    predicts better. It rises with the range of the plans, so compare it on the same plans only.
     `verdict`: by `inference.RULE`. `clusters`: numbers of prompts and of plans. `method`: how
     variances and p values were computed, with every fallback taken.
     """
@@ -68,7 +67,6 @@ class AdditivityTest:
     ratio_large: Interval
     range_p: float
     outside_p: float
-    r2_log: float
 
     @property
     def equivalence_p(self) -> float:
@@ -83,10 +81,8 @@ class Score:
     `level` is a low level, or "mixed" for the plans that use several. `test` is None where the
     predictor is not defined, and `reason` says why. Predictors without free parameters have no
     training plans: every plan is held out for them, and `test` is on all of them. `r2_common` is
-    R2 about the identity line, in logs, on the held-out third, the same plans for all predictors:
-    compare them by that one, and expect little of it with few plans. `r2_plans` is R2 of the means
-    over samples of the plans that `test` is on: what counts where plans are chosen by their mean
-    error. `rank_within`: Kendall's tau between
+    R2 about the identity line on the held-out third, the same plans for all predictors: compare
+    them by that one, and expect little of it with few plans. `rank_within`: Kendall's tau between
     predicted and joint over pairs of plans with equally many low steps, within a sample (interval:
     bootstrap over prompts, these plans taken as given); None where no such pair exists;
     `rank_pairs` counts the pairs per sample. `parameters`: what was fitted on the training plans
@@ -105,7 +101,6 @@ class Score:
     held_out_plans: int
     floor_ratio: float
     r2_common: float = math.nan
-    r2_plans: float = math.nan
     rank_within: Interval | None = None
     rank_pairs: int = 0
     parameters: Mapping[str, Interval] = field(default_factory=dict)
@@ -129,8 +124,6 @@ class Superposition:
     draw the rounding anew (then it is near 1).
     `context_cosine`: mean cosine between a step's deviation in an otherwise high and in an
     otherwise low run (design-free); None without complement plans.
-    `prompt_share`: largest share of one prompt in the mean squares of joint errors, mean over
-    plans. Where it is large, H1m and H2 speak of that prompt, and their intervals are too narrow.
     Arrays `plans` ... `ratio_by_plan` have one entry per plan, means over samples.
     """
 
@@ -144,7 +137,6 @@ class Superposition:
     orthogonality_verdict: Verdict
     systematic_share: Interval | None
     context_cosine: Interval | None
-    prompt_share: float
     clusters: tuple[int, int]
     floor_ratio: float
     plans: tuple[str, ...]
@@ -295,8 +287,6 @@ def _score_row(score: Score) -> dict[str, Any]:
         "predictor": score.predictor,
         "verdict": score.verdict,
         "r2_identity": test.r2_identity if test else math.nan,
-        "r2_log": test.r2_log if test else math.nan,
-        "r2_plans": score.r2_plans,
         "r2_common": score.r2_common,
         "median_relative_error": test.median_relative_error if test else math.nan,
     }

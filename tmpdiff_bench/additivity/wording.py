@@ -110,9 +110,9 @@ def _score_words(score: Score, margin: float) -> str:
     if score.verdict == "supported":
         said = f"predicts joint errors within ±{percent(margin)}, joint/predicted"
         said += f" being {interval(ratio)}"
-    elif score.verdict == "undecided" and test.r2_log <= 0:
+    elif score.verdict == "undecided" and test.r2_identity <= 0:
         said = (
-            f"explains none of the differences between plans (R² in logs {r_squared(test.r2_log)}), "
+            f"explains none of the differences between plans (R² {r_squared(test.r2_identity)}), "
         )
         said += f"joint/predicted being {interval(ratio)}"
     elif score.verdict == "undecided":
@@ -142,7 +142,7 @@ def _best_words(level: str, scores: Iterable[Score]) -> list[str]:
     best = max(r2, key=lambda predictor: r2[predictor])
     return [
         f"On the plans held out from all {len(r2)} predictors, {predictor_label(best)} has the "
-        f"highest R² in logs, {r_squared(r2[best])}"
+        f"highest R², {r_squared(r2[best])}"
     ]
 
 
