@@ -1,4 +1,5 @@
-"""Table: R² about the identity line of every predictor, by model, level and metric.
+"""Table: R² about the identity line of every predictor, by model, level and metric, over plans
+(between their mean log errors) and over samples (every prompt and seed, in the metric's units).
 
     python analysis/predictors.py [RECORDING ...] [--out reports]
 
@@ -21,7 +22,7 @@ from tmpdiff_bench.trajectory import Recording
 
 
 def table(recordings: Sequence[Path]) -> pd.DataFrame:
-    """One row per model, metric and predictor; a column of R² per level ("-": not defined)."""
+    """Rows by model, metric, predictor and what R² is over; a column per level ("-": none)."""
     frames = []
     for path in recordings:
         recording = Recording.open(path)
@@ -29,8 +30,10 @@ def table(recordings: Sequence[Path]) -> pd.DataFrame:
         frames.append(scores.assign(model=recording.manifest["title"]))
     joined = pd.concat(frames, ignore_index=True)
     levels = list(dict.fromkeys(joined["level"]))
-    index = ["model", "metric", "predictor"]
-    wide = joined.pivot(index=index, columns="level", values="r2_identity")[levels]
+    index = ["model", "metric", "predictor", "over"]
+    joined = joined.melt([*index[:3], "level"], ["r2_plans", "r2_identity"], "over", "r2")
+    joined["over"] = joined["over"].map({"r2_plans": "plans", "r2_identity": "samples"})
+    wide = joined.pivot(index=index, columns="level", values="r2")[levels]
     order = joined[index].drop_duplicates().apply(tuple, axis=1)
     return wide.loc[list(order)].reset_index()
 

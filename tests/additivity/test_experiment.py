@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from tmpdiff_bench.additivity.experiment import record_model
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.trajectory import Recording
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "levels": ("fp32", "w8a8", "w4a4"),
     "steps": 4,
     "num_prompts": 3,
@@ -28,8 +29,8 @@ SETTINGS = {
 }
 
 
-def make(folder: Path, **changes: object) -> Recording:
-    return record_model("sd3", folder=folder, **{**SETTINGS, **changes})  # type: ignore[arg-type]
+def make(folder: Path, **changes: Any) -> Recording:
+    return record_model("sd3", folder=folder, **{**SETTINGS, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +86,12 @@ def test_the_table_of_predictors(
     recording.save(tmp_path / "additivity-sd3" / "recording")
     predictors_table.main(["--out", str(tmp_path)])
     assert "root_sum_squares" in capsys.readouterr().out
-    table = pd.read_csv(tmp_path / "predictors.csv").set_index(["metric", "predictor"])
+    table = pd.read_csv(tmp_path / "predictors.csv").set_index(["metric", "predictor", "over"])
     scores = analyse(recording).scores_frame().set_index(["level", "metric", "predictor"])
     for level in ("w8a8", "w4a4"):
-        expected = scores.loc[(level, "latent_rmse", "gram"), "r2_identity"]
-        assert table.loc[("latent_rmse", "gram"), level] == pytest.approx(expected)
+        for over, column in (("plans", "r2_plans"), ("samples", "r2_identity")):
+            expected = scores.loc[(level, "latent_rmse", "gram"), column]
+            assert table.loc[("latent_rmse", "gram", over), level] == pytest.approx(expected)
     for suffix in ("md", "tex"):
         assert "power" in (tmp_path / f"predictors.{suffix}").read_text()
     with pytest.raises(UsageError, match="no recording in"):

@@ -192,7 +192,7 @@ def _with_sum(report: AdditivityReport, test: AdditivityTest | None) -> Additivi
             test=test,
             verdict=verdict,
             reason="too few plans",
-            r2_common=test.r2_identity if test else math.nan,
+            r2_common=test.r2_plans if test else math.nan,
         )
 
     return replace(report, scores=tuple(map(change, report.scores)))
@@ -232,8 +232,8 @@ def _with_sum(report: AdditivityReport, test: AdditivityTest | None) -> Additivi
             Interval(1.01, 0.99, 1.03),
             "undecided",
             -0.2,
-            "explains none of the differences between plans (R² -0.200), joint/predicted being "
-            "1.01 [0.99, 1.03] (undecided)",
+            "explains none of the differences between plans (R² over plans -0.200), "
+            "joint/predicted being 1.01 [0.99, 1.03] (undecided)",
         ),
         (
             Interval(1.01, 0.99, 1.03),
@@ -249,7 +249,7 @@ def test_findings_follow_the_numbers(
 ) -> None:
     test = report.scores[0].test
     assert test is not None
-    test = replace(test, ratio=ratio, verdict=verdict, r2_identity=r2)
+    test = replace(test, ratio=ratio, verdict=verdict, r2_plans=r2)
     changed = _with_sum(report, test)
     assert words in findings(changed)["w4a4"]
     assert f"{verdict} at w4a4" in headline(changed)[0] or "w8a8 and w4a4" in headline(changed)[0]
@@ -258,7 +258,7 @@ def test_findings_follow_the_numbers(
 def test_findings_tell_what_is_not_defined(report: AdditivityReport) -> None:
     text = findings(_with_sum(report, None))["w4a4"]
     assert "The sum of single-step errors is not defined (too few plans)" in text
-    assert "held out from all 2 predictors, gram has the highest R², 0.987." in text
+    assert "held out from all 2 predictors, gram has the highest R² over plans, 0.987." in text
 
 
 def test_findings_tell_the_hypotheses_and_the_floor(report: AdditivityReport) -> None:

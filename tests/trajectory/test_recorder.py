@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,8 +28,8 @@ JOINT = [
 ]
 
 
-def workload(**changes: object) -> Workload:
-    fields = {
+def workload(**changes: Any) -> Workload:
+    fields: dict[str, Any] = {
         "model": "toy",
         "weights": "embedded",
         "weights_digest": "0" * 64,
@@ -42,7 +43,7 @@ def workload(**changes: object) -> Workload:
         "max_batch": 4,
         "chunk": 4,
     }
-    return Workload(**{**fields, **changes})  # type: ignore[arg-type]
+    return Workload(**{**fields, **changes})
 
 
 @pytest.fixture(autouse=True)
@@ -138,12 +139,12 @@ def test_interrupted_runs_end_with_the_same_bytes(
     make(tmp_path / "whole")
     real, calls = engine.evaluate, 0
 
-    def interrupted(*args: object, **kwargs: object) -> torch.Tensor:
+    def interrupted(*args: Any, **kwargs: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
         if calls == after:
             raise KeyboardInterrupt
-        return real(*args, **kwargs)  # type: ignore[arg-type]
+        return real(*args, **kwargs)
 
     monkeypatch.setattr(recorder, "evaluate", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -37,10 +40,10 @@ def coverage(image: np.ndarray) -> np.ndarray:
     return (white - image[1]) / (white - red)
 
 
-def supersampled(draw: object, factor: int = 16) -> np.ndarray:
+def supersampled(draw: Callable[[int], tuple[Any, Any]], factor: int = 16) -> np.ndarray:
     """Area coverage by brute force: rasterise at `factor` times the size, then average."""
     fine = np.zeros((64 * factor, 64 * factor))
-    rows, columns = draw(factor)  # type: ignore[operator]
+    rows, columns = draw(factor)
     fine[rows, columns] = 1
     return fine.reshape(64, factor, 64, factor).mean((1, 3))
 

@@ -18,7 +18,7 @@ from tmpdiff_bench.additivity.inference import (
     check_levels,
     decide,
     holm,
-    r2_identity,
+    r2_plans,
 )
 from tmpdiff_bench.additivity.measurements import FLOOR_MULTIPLE, MIXED, Group, Measurements
 from tmpdiff_bench.additivity.predictors import (
@@ -152,11 +152,9 @@ def _score(
         joint=joint[plans],
     )
     common = data.recording.held_out[plans]
-    score = replace(
-        score,
-        parameters=fitted.parameters,
-        r2_common=r2_identity(predicted[common], joint[plans[common]]),
-    )
+    codes = np.repeat(np.arange(np.count_nonzero(common)), joint.shape[1])
+    r2_common = r2_plans(predicted[common].ravel(), joint[plans[common]].ravel(), codes)
+    score = replace(score, parameters=fitted.parameters, r2_common=r2_common)
     predicted, joint = predicted[held], joint[plans[held]]
     try:
         test = additivity_test(
@@ -202,7 +200,7 @@ def _adjusted(scores: Sequence[Score], alpha: float) -> tuple[Score, ...]:
         for k, (i, test) in enumerate(zip(tested, tests, strict=True)):
             result[i] = replace(
                 scores[i],
-                verdict=decide(equivalence[k], outside[k], test.r2_identity, alpha),
+                verdict=decide(equivalence[k], outside[k], test.r2_plans, alpha),
                 wald_p_holm=float(wald[k]),
                 equivalence_p_holm=float(equivalence[k]),
                 outside_p_holm=float(outside[k]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 from tmpdiff_bench.additivity.design import joint_design
@@ -99,10 +100,10 @@ def _check(levels: tuple[str, ...], steps: int, num_seeds: int, guidance: float)
         raise UsageError(f"--guidance is {guidance}: a finite number is needed")
 
 
-def _plain(config: object) -> dict[str, object]:
+def _plain(config: Mapping[str, object]) -> dict[str, object]:
     """The public, JSON-like part of a diffusers config."""
     return {
         k: v
-        for k, v in dict(config).items()  # type: ignore[call-overload]
+        for k, v in config.items()
         if not k.startswith("_") and isinstance(v, str | int | float | bool | None)
     }

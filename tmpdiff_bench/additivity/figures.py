@@ -77,7 +77,7 @@ def predicted_against_measured(report: AdditivityReport) -> Drawing | None:
         title="Predicted against measured joint errors",
         caption=(
             "Each point is a plan's mean over samples: on the line the predictor is right, below "
-            "it overestimates, above it underestimates; R² is about the line, over every sample."
+            "it overestimates, above it underestimates; R² is about the line, in plans' mean logs."
         ),
         alt="Scatter plots of predicted against measured error, one per predictor and level. "
         + "; ".join(
@@ -138,7 +138,7 @@ def _levels(found: Found) -> list[str]:
 def _score_text(score: Score) -> str:
     if score.test is None:
         return "not defined"
-    return f"R² {r_squared(score.test.r2_identity)}\n{score.verdict}"
+    return f"R² {r_squared(score.test.r2_plans)}\n{score.verdict}"
 
 
 def _limits(records: list[Predictions]) -> tuple[float, float]:

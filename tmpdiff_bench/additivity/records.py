@@ -40,7 +40,8 @@ class AdditivityTest:
     `wald_p`: slope 1 and intercept 0 together. With many rows a deviation too small to matter is
     significant; `tost_p` answers whether it matters.
     `ratio`: geometric mean of joint / predicted; `ratio_small`, `ratio_large`: the same on the
-    log-log calibration line at the 10th and the 90th percentile of the predictions.
+    log-log calibration line over plans at the 10th and the 90th percentile of the plans' geometric
+    mean predictions.
     `tost_p`: two one-sided tests that `ratio` is inside the margin; `range_p`: that both ends are
     (the larger p). `outside_p`: that one of the three is outside (Bonferroni).
     `reset_p`: RESET, whether a square of the prediction is missing (curvature). It has little
@@ -48,6 +49,8 @@ class AdditivityTest:
     `median_relative_error`: of |joint - predicted| / joint over rows. `r2_identity`: 1 - sum of
     squares about the identity line / about the mean of joint; negative when the constant mean
     predicts better. It rises with the range of the plans, so compare it on the same plans only.
+    A few samples that are predicted far too large can decide it. `r2_plans`: the same between the
+    plans' mean log errors, where a sample counts by its ratio and prompts average out.
     `verdict`: by `inference.RULE`. `clusters`: numbers of prompts and of plans. `method`: how
     variances and p values were computed, with every fallback taken.
     """
@@ -59,6 +62,7 @@ class AdditivityTest:
     reset_p: float
     median_relative_error: float
     r2_identity: float
+    r2_plans: float
     verdict: Verdict
     clusters: tuple[int, int]
     method: str
@@ -81,7 +85,7 @@ class Score:
     `level` is a low level, or "mixed" for the plans that use several. `test` is None where the
     predictor is not defined, and `reason` says why. Predictors without free parameters have no
     training plans: every plan is held out for them, and `test` is on all of them. `r2_common` is
-    R2 about the identity line on the held-out third, the same plans for all predictors: compare
+    `r2_plans` on the held-out third, the same plans for all predictors: compare
     them by that one, and expect little of it with few plans. `rank_within`: Kendall's tau between
     predicted and joint over pairs of plans with equally many low steps, within a sample (interval:
     bootstrap over prompts, these plans taken as given); None where no such pair exists;
@@ -287,6 +291,7 @@ def _score_row(score: Score) -> dict[str, Any]:
         "predictor": score.predictor,
         "verdict": score.verdict,
         "r2_identity": test.r2_identity if test else math.nan,
+        "r2_plans": test.r2_plans if test else math.nan,
         "r2_common": score.r2_common,
         "median_relative_error": test.median_relative_error if test else math.nan,
     }

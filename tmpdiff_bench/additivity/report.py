@@ -89,7 +89,7 @@ def summary_text(report: AdditivityReport, page: Path) -> str:
         f"{manifest['title']}: {report.steps} steps, {report.prompts} prompts, "
         f"{report.samples} samples, reference {report.levels[0]}",
         f"{metric_label(MAIN_METRIC)} of joint plans, predicted from single steps: "
-        "R2 about the identity line, and verdict",
+        "R2 over plans about the identity line, and verdict",
         "",
         " " * first + "".join(level.ljust(wide) for level in shown),
         *(
@@ -109,7 +109,7 @@ def summary_text(report: AdditivityReport, page: Path) -> str:
 
 def _summary_column(report: AdditivityReport, level: str) -> dict[str, str]:
     column = {
-        score.predictor: f"{r_squared(score.test.r2_identity)} {score.verdict}"
+        score.predictor: f"{r_squared(score.test.r2_plans)} {score.verdict}"
         if score.test
         else score.verdict
         for score in report.scores

@@ -110,10 +110,9 @@ def _score_words(score: Score, margin: float) -> str:
     if score.verdict == "supported":
         said = f"predicts joint errors within ±{percent(margin)}, joint/predicted"
         said += f" being {interval(ratio)}"
-    elif score.verdict == "undecided" and test.r2_identity <= 0:
-        said = (
-            f"explains none of the differences between plans (R² {r_squared(test.r2_identity)}), "
-        )
+    elif score.verdict == "undecided" and test.r2_plans <= 0:
+        said = "explains none of the differences between plans "
+        said += f"(R² over plans {r_squared(test.r2_plans)}), "
         said += f"joint/predicted being {interval(ratio)}"
     elif score.verdict == "undecided":
         said = f"is not certainly inside or outside the margin of ±{percent(margin)}, "
@@ -142,7 +141,7 @@ def _best_words(level: str, scores: Iterable[Score]) -> list[str]:
     best = max(r2, key=lambda predictor: r2[predictor])
     return [
         f"On the plans held out from all {len(r2)} predictors, {predictor_label(best)} has the "
-        f"highest R², {r_squared(r2[best])}"
+        f"highest R² over plans, {r_squared(r2[best])}"
     ]
 
 

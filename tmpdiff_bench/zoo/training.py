@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TextIO
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -281,10 +281,10 @@ def _resume(
     return int(metadata["iteration"]), float(metadata["seconds"])
 
 
-def _write_log(log: object, iteration: int, seconds: float, **figures: float) -> None:
+def _write_log(log: TextIO, iteration: int, seconds: float, **figures: float) -> None:
     record = {"iteration": iteration, "seconds": round(seconds, 1)}
     record |= {name: float(f"{value:.6g}") for name, value in figures.items()}
-    print(json.dumps(record), file=log, flush=True)  # type: ignore[call-overload]
+    print(json.dumps(record), file=log, flush=True)
 
 
 def _text(figures: Mapping[str, float]) -> str:
