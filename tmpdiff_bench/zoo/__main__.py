@@ -32,7 +32,11 @@ def main(argv: Sequence[str]) -> None:
 
     if options.command == "train":
         build.train_part(
-            options.model, options.runs, iterations=options.iterations, seed=options.seed
+            options.model,
+            options.runs,
+            iterations=options.iterations,
+            seed=options.seed,
+            start_from=options.start_from,
         )
         return
     if options.command == "prompts":
@@ -57,6 +61,12 @@ def _parser() -> ArgumentParser:
     train.add_argument("--model", choices=_PARTS, required=True, help="the part to train")
     train.add_argument("--iterations", type=positive_int, help="in all (default: the part's own)")
     train.add_argument("--seed", type=int, default=0, help="seed of the run (default: 0)")
+    train.add_argument(
+        "--start-from",
+        type=Path,
+        metavar="PATH",
+        help="pipeline folder whose transformer a new sd3 starts with",
+    )
     export = commands.add_parser("export", help="measure a trained part and write it into data/")
     export.add_argument("--model", choices=_PARTS[1:], required=True, help="the part to export")
     prompts = commands.add_parser("prompts", help="write the prompt sets into data/")

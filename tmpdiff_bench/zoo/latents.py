@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPTokenizer, T5TokenizerFast
 
-from tmpdiff_bench.zoo.captions import sample_captions
+from tmpdiff_bench.zoo.captions import Captioned, sample_captions
 from tmpdiff_bench.zoo.scenes import render, sample_scenes
 from tmpdiff_bench.zoo.text import MAX_TOKENS
 
@@ -21,12 +21,13 @@ from tmpdiff_bench.zoo.text import MAX_TOKENS
 @dataclass(frozen=True)
 class LatentSet:
     """`latents` (n, c, h, w) float16, scaled to unit variance; `clip`, `t5` (n, k, 24) token ids of
-    the k captions of each scene.
+    the k captions of each scene; `placed` (n, k): captions that say where a single object lies.
     """
 
     latents: Tensor
     clip: Tensor
     t5: Tensor
+    placed: Tensor
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -64,15 +65,17 @@ def build_latents(
     """
     split = "validation" if reserved else "train"
     scenes = sample_scenes(n, seed=seed, split=split)
-    texts: list[list[str | None]] = [[None] * captions_per_scene for _ in range(n)]
+    texts: list[list[Captioned | None]] = [[None] * captions_per_scene for _ in range(n)]
     for k in range(captions_per_scene):
         rows, captions = sample_captions(
             scenes, seed=seed * captions_per_scene + k, reserved=reserved
         )
         for row, captioned in zip(rows, captions, strict=True):
-            texts[row][k] = captioned.text
+            texts[row][k] = captioned
     kept = np.array([i for i, row in enumerate(texts) if any(row)], dtype=np.int64)
     flat = [t or next(filter(None, texts[i])) for i in kept for t in texts[i]]
+    said = [c.requirement for c in flat]
+    placed = torch.tensor([r.kind == "places" and len(r.mentions) == 1 for r in said])
     scenes = scenes[kept]
     latents = []
     with torch.no_grad():
@@ -81,8 +84,9 @@ def build_latents(
             mean = vae.encode(images).latent_dist.mean
             scaled = (mean - vae.config.shift_factor) * vae.config.scaling_factor
             latents.append(scaled.half())
-    clip, t5 = (token_ids(t, flat).view(len(kept), captions_per_scene, -1) for t in tokenizers)
-    return LatentSet(torch.cat(latents), clip, t5)
+    words = [c.text for c in flat]
+    clip, t5 = (token_ids(t, words).view(len(kept), captions_per_scene, -1) for t in tokenizers)
+    return LatentSet(torch.cat(latents), clip, t5, placed.view(len(kept), captions_per_scene))
 
 
 def token_ids(tokenizer: CLIPTokenizer | T5TokenizerFast, texts: list[str]) -> Tensor:
