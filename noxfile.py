@@ -27,3 +27,4 @@ def reproduce(session: nox.Session) -> None:
     command = ["python", "-m", "tmpdiff_bench.additivity", "--model", "sd3"]
     session.run(*command, "--out", "reports/additivity-sd3", *session.posargs, env=OFFLINE)
     session.run("python", "analysis/predictors.py", env=OFFLINE)
+    session.run("python", "analysis/prefix_tree.py", env=OFFLINE)

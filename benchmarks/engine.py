@@ -1,81 +1,211 @@
-"""The prefix tree against one pipeline call per plan, in one run, on the embedded sd3.
+"""The prefix-tree engine against one pipeline call per plan, and against the limit.
 
-    python benchmarks/engine.py [--steps 20] [--samples 4]
+    python benchmarks/engine.py [--samples 4] [--out reports/benchmarks/engine.json]
 
-Both compute all single plans of fp32 and w4a4 from the same noise; the ratio of their times, the
-ratio that the network evaluations predict, and the largest difference of the results are printed.
+All on the embedded sd3, in one run: (a) all single plans of fp32 and w4a4 at 20 steps, and all
+1,024 plans at 10, by `StableDiffusion3Pipeline.__call__` and by the engine from the same latents;
+(b) the engine's time against its network evaluations at the fastest time per evaluation that the
+bare denoiser reaches at any batch size; (c) what a batched step costs in Python, with a denoiser
+that does nothing; (d) the most memory that states took, against the bound. Of the 1,024 calls a
+share is timed, and the rest reckoned from it.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
+import platform
+import statistics
 import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from tqdm import tqdm
 
 from tmpdiff_bench.levels import LevelBank
 from tmpdiff_bench.noise import initial_noise
-from tmpdiff_bench.pipelines import load_model
+from tmpdiff_bench.pipelines import StepwisePipeline, load_model
 from tmpdiff_bench.plan import PrecisionPlan
-from tmpdiff_bench.trajectory import PrefixTree, evaluate
+from tmpdiff_bench.trajectory import PrefixEngine
 from tmpdiff_bench.zoo.prompts import mixed_prompts
 
+GUIDANCE, LEVELS, TIMED_CALLS = 4.0, ("fp32", "w4a4"), 24
 
-def main() -> None:
-    """Time both ways once, after a warm-up."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--samples", type=int, default=4)
-    options = parser.parse_args()
-    loaded = load_model("sd3")
-    pipe = loaded.pipeline
-    stepwise = loaded.stepwise(steps=options.steps, guidance=4.0)
-    bank = LevelBank(stepwise.denoiser, ("fp32", "w4a4"), stepwise.quantized)
-    texts = list(mixed_prompts(options.samples, "calibration")["text"])
-    noise = initial_noise([(text, 0) for text in texts], stepwise.latent_shape)
-    plans = [PrecisionPlan.uniform("fp32", options.steps)]
-    plans += [
-        PrecisionPlan.single("fp32", "w4a4", step, options.steps) for step in range(options.steps)
-    ]
-    conditioning = stepwise.encode(texts)
 
-    def call(plan: PrecisionPlan) -> torch.Tensor:
+class Setting:
+    """The embedded sd3 with prompts and noise, for a number of steps."""
+
+    def __init__(self, steps: int, samples: int) -> None:
+        loaded = load_model("sd3")
+        self.pipe = loaded.pipeline
+        self.stepwise: StepwisePipeline = loaded.stepwise(steps=steps, guidance=GUIDANCE)
+        self.bank = LevelBank(self.stepwise.denoiser, LEVELS, self.stepwise.quantized)
+        self.texts = list(mixed_prompts(samples, "calibration")["text"])
+        keys = [(text, 0) for text in self.texts]
+        self.noise = initial_noise(keys, self.stepwise.latent_shape)
+        self.conditioning = self.stepwise.encode(self.texts)
+
+    def engine(self, **options: Any) -> PrefixEngine:
+        return PrefixEngine(self.stepwise, self.bank, self.conditioning, self.noise, **options)
+
+    def call(self, plan: PrecisionPlan) -> Tensor:
         """One pipeline call, its transformer exchanged between steps."""
 
         def exchange(pipe: Any, step: int, _: object, tensors: dict[str, object]) -> object:
-            pipe.transformer = bank[plan[min(step + 1, len(plan) - 1)]]
+            pipe.transformer = self.bank[plan[min(step + 1, len(plan) - 1)]]
             return tensors
 
-        pipe.transformer = bank[plan[0]]
+        self.pipe.transformer = self.bank[plan[0]]
         try:
-            latents: torch.Tensor = pipe(
-                texts,
-                latents=noise.clone(),
-                num_inference_steps=options.steps,
-                guidance_scale=4.0,
+            latents: Tensor = self.pipe(
+                self.texts,
+                latents=self.noise.clone(),
+                num_inference_steps=len(plan),
+                guidance_scale=GUIDANCE,
                 max_sequence_length=24,
                 output_type="latent",
                 callback_on_step_end=exchange,
             ).images
         finally:
-            pipe.transformer = stepwise.denoiser
+            self.pipe.transformer = self.stepwise.denoiser
         return latents
 
-    call(plans[-1])
+
+def seconds(call: Callable[[], object]) -> float:
+    """Wall time of a call."""
     started = time.perf_counter()
-    loop = torch.stack([call(plan) for plan in plans])
-    looped = time.perf_counter() - started
+    call()
+    return time.perf_counter() - started
+
+
+def best_per_nfe(setting: Setting) -> float:
+    """Fastest seconds per network evaluation, over levels and batch sizes, of the bare denoiser."""
+    found = []
+    network = setting.conditioning.for_network()
+    for level in LEVELS:
+        for rows in (8, 16, 32, 64, 128):
+            inputs = {k: v[torch.arange(rows) % len(v)] for k, v in network.items()}
+            noise = setting.noise[torch.arange(rows) % len(setting.noise)]
+            timestep = torch.full((rows,), 500.0)
+
+            def forward(
+                denoiser: nn.Module = setting.bank[level],
+                noise: Tensor = noise,
+                timestep: Tensor = timestep,
+                inputs: dict[str, Tensor] = inputs,
+            ) -> None:
+                with torch.no_grad():
+                    denoiser(hidden_states=noise, timestep=timestep, return_dict=False, **inputs)
+
+            forward()
+            found.append(min(seconds(forward) for _ in range(5)) / rows)
+    return min(found)
+
+
+def compare(setting: Setting, plans: Sequence[PrecisionPlan]) -> dict[str, Any]:
+    """Time calls and engine on the same plans; calls are spread evenly over them."""
+    stride = max(1, len(plans) // TIMED_CALLS)
+    called = list(range(0, len(plans), stride)) if len(plans) > 100 else list(range(len(plans)))
+    setting.call(plans[-1])  # warm-up
+    results, times = [], []
+    for i in tqdm(called, desc="pipeline calls", leave=False):
+        started = time.perf_counter()
+        results.append(setting.call(plans[i]))
+        times.append(time.perf_counter() - started)
+    looped = statistics.mean(times) * len(plans)
+    engine = setting.engine()
     started = time.perf_counter()
-    tree = evaluate(stepwise, bank, conditioning, noise, plans)
+    finals = engine.evaluate(plans)
     treed = time.perf_counter() - started
-    nodes = len(PrefixTree.of(plans))
-    difference = (tree - loop).abs().max() / loop.abs().max()
-    print(f"{len(plans)} plans of {options.steps} steps, {options.samples} samples")
-    print(f"one call per plan: {looped:.2f} s; prefix tree: {treed:.2f} s")
-    fewer = len(plans) * options.steps / nodes
-    print(f"speedup {looped / treed:.2f}x; network evaluations {fewer:.2f}x fewer")
-    print(f"largest relative difference {float(difference):.1e}")
+    reference = torch.stack(results)
+    difference = (finals[called] - reference).abs().amax(dim=(1, 2, 3, 4)) / reference.abs().max()
+    plain = torch.tensor([set(plans[i]) == {"fp32"} for i in called])
+    return {
+        "plans": len(plans),
+        "steps": len(plans[0]),
+        "samples": len(setting.noise),
+        "calls timed": len(called),
+        "one call per plan, s": looped,
+        "engine, s": treed,
+        "speedup": looped / treed,
+        "network evaluations, ratio": engine.plain_nfe / engine.nfe,
+        "difference, fp32": float(difference[plain].max()),
+        "difference, median of plans": float(difference.median()),
+        "of the limit": engine.nfe * best_per_nfe(setting) / treed,
+    }
+
+
+class Nothing(nn.Module):
+    """A denoiser that costs nothing."""
+
+    def forward(self, hidden_states: Tensor, **_: object) -> tuple[Tensor]:
+        return (hidden_states,)
+
+
+def overhead(setting: Setting, plans: Sequence[PrecisionPlan]) -> float:
+    """Seconds per batched step around a denoiser that does nothing."""
+    batches = 0
+
+    def count(_: int) -> None:
+        nonlocal batches
+        batches += 1
+
+    bank = LevelBank(Nothing(), ("fp32",), ())
+    bank._modules["w4a4"] = bank["fp32"]
+    engine = PrefixEngine(setting.stepwise, bank, setting.conditioning, setting.noise, on_nfe=count)
+    return seconds(lambda: engine.evaluate(plans)) / batches
+
+
+def bounded(setting: Setting, plans: Sequence[PrecisionPlan]) -> list[dict[str, Any]]:
+    """Peak memory of states and evaluations spent, under ever tighter bounds."""
+    rows = []
+    for states in (10_000, 200, 50, 25):
+        bound = states * setting.noise.nbytes
+        engine = setting.engine(state_memory=bound)
+        spent = seconds(lambda engine=engine: engine.evaluate(plans))
+        rows.append(
+            {"bound, states": states, "peak, bytes": engine.peak_memory, "bound, bytes": bound}
+            | {"network evaluations": engine.nfe, "s": spent}
+        )
+    return rows
+
+
+def main() -> None:
+    """Run all comparisons, print them, and save them as JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/engine.json"))
+    options = parser.parse_args()
+    high, low = LEVELS
+    twenty, ten = Setting(20, options.samples), Setting(10, options.samples)
+    singles = [PrecisionPlan.uniform(high, 20)]
+    singles += [PrecisionPlan.single(high, low, step, 20) for step in range(20)]
+    every = [PrecisionPlan(levels) for levels in itertools.product(LEVELS, repeat=10)]
+    report = {
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "all single plans": compare(twenty, singles),
+        "all plans": compare(ten, every),
+        "overhead per batched step, ms": 1000 * overhead(twenty, singles),
+        "memory": bounded(twenty, singles),
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    for name, value in report.items():
+        for row in value if isinstance(value, list) else [value]:
+            text = row
+            if isinstance(row, dict):
+                text = "; ".join(
+                    f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v:,}" for k, v in row.items()
+                )
+            print(f"{name}: {text}")
+    print(f"wrote {options.out}")
 
 
 if __name__ == "__main__":

@@ -42,11 +42,11 @@ def test_model_is_recorded_with_the_options_given(
 ) -> None:
     asked: dict[str, Any] = {}
 
-    def record_model(model: str, **options: Any) -> Recording:
+    def record_design(model: str, **options: Any) -> Recording:
         asked.update(options, model=model)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiment, "record_model", record_model)
+    monkeypatch.setattr(experiment, "record_design", record_design)
     monkeypatch.chdir(tmp_path)
     arguments = ["--model", "sd3", "--levels", "w8a8, fp32,w4a4", "--reference", "fp32"]
     assert _status([*arguments, "--seed", "3", "--num-seeds", "1"]) == 130
@@ -62,6 +62,7 @@ def test_model_is_recorded_with_the_options_given(
         "device": "cpu",
         "joint_plans": 12,
         "max_batch": 32,
+        "state_memory": 2**30,
         "folder": Path("additivity-sd3/recording"),
     }
 

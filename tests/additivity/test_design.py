@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tmpdiff_bench.additivity.design import KINDS, JointPlan, joint_design, prefix_tree_nodes
+from tmpdiff_bench.additivity.design import KINDS, JointPlan, joint_design
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.plan import PrecisionPlan
 
@@ -100,12 +100,6 @@ def test_random_masks_do_not_prefer_any_step():
 def test_short_runs_get_what_exists(steps):
     design = joint_design(LEVELS[:2], steps, per_level=9, complements=4, mixed=0)
     assert len(design) == 2**steps - steps - 1
-
-
-def test_prefix_tree_counts_shared_prefixes_once():
-    plans = [PrecisionPlan.parse(text) for text in ("a*3", "a*2 b", "a b*2", "a*3")]
-    assert prefix_tree_nodes(plans) == 6
-    assert prefix_tree_nodes([]) == 0
 
 
 @pytest.mark.parametrize(

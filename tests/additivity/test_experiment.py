@@ -12,7 +12,7 @@ import pytest
 
 from analysis import predictors as predictors_table
 from tmpdiff_bench.additivity import analyse
-from tmpdiff_bench.additivity.experiment import record_model
+from tmpdiff_bench.additivity.experiment import record_design
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.trajectory import Recording
 
@@ -26,11 +26,12 @@ SETTINGS: dict[str, Any] = {
     "device": "cpu",
     "joint_plans": 6,
     "max_batch": 16,
+    "state_memory": 2**30,
 }
 
 
 def make(folder: Path, **changes: Any) -> Recording:
-    return record_model("sd3", folder=folder, **{**SETTINGS, **changes})
+    return record_design("sd3", folder=folder, **{**SETTINGS, **changes})
 
 
 @pytest.fixture(scope="module")

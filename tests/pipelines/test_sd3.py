@@ -64,8 +64,9 @@ def test_identity(untrained_sd3: StableDiffusion3Pipeline, guidance: float, step
             solver_order=3, prediction_type="flow_prediction", use_flow_sigmas=True
         ),
         UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
+        FlowMatchHeunDiscreteScheduler(shift=3.0),
     ],
-    ids=["shift", "dynamic-shift", "dpm-2m", "dpm-3m", "unipc"],
+    ids=["shift", "dynamic-shift", "dpm-2m", "dpm-3m", "unipc", "heun"],
 )
 def test_identity_for_other_solvers(
     untrained_sd3: StableDiffusion3Pipeline, scheduler: object
@@ -104,11 +105,31 @@ def test_step_leaves_its_input_alone(untrained_sd3: StableDiffusion3Pipeline) ->
     assert torch.equal(first.latents, second.latents)
 
 
+class ThirdOrder(FlowMatchHeunDiscreteScheduler):
+    order = 3
+
+
+def test_network_evaluations(untrained_sd3: StableDiffusion3Pipeline) -> None:
+    """Counted against the calls that the network gets."""
+    for scheduler in (FlowMatchEulerDiscreteScheduler(), FlowMatchHeunDiscreteScheduler()):
+        pipe = StableDiffusion3Pipeline(**{**untrained_sd3.components, "scheduler": scheduler})
+        for guidance in (1.0, 4.0):
+            stepwise = Sd3Stepwise(pipe, steps=4, guidance=guidance)
+            rows: list[int] = []
+            handle = stepwise.denoiser.register_forward_hook(
+                lambda _, args, kwargs, output, rows=rows: rows.append(len(output[0])),
+                with_kwargs=True,
+            )
+            run(stepwise, initial_noise(SAMPLES, stepwise.latent_shape))
+            handle.remove()
+            assert sum(rows) == len(SAMPLES) * sum(stepwise.nfe(step) for step in range(4))
+
+
 @pytest.mark.parametrize(
     ("scheduler", "message"),
     [
         (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "not deterministic"),
-        (FlowMatchHeunDiscreteScheduler(), "2 times a step"),
+        (ThirdOrder(), "calls the network 3 times a step: at most 2"),
     ],
 )
 def test_unsupported_schedulers_are_refused(

@@ -39,11 +39,13 @@ class ToyPipeline:
 
     steps: int
     guidance: float = 1.0
-    nfe_per_step: int = 1
     latent_shape: tuple[int, int, int] = SHAPE
     resolution: tuple[int, int] = (32, 32)
     quantized: tuple[str, ...] = ()
     denoiser: nn.Module = field(default_factory=lambda: nn.Linear(1, 1))
+
+    def nfe(self, step: int) -> int:
+        return 1
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         return Conditioning({"length": torch.tensor([[float(len(p))] for p in prompts])}, {})

@@ -17,7 +17,7 @@ from tmpdiff_bench.levels import LevelBank
 from tmpdiff_bench.noise import initial_noise
 from tmpdiff_bench.pipelines import Sd3Stepwise
 from tmpdiff_bench.plan import PrecisionPlan
-from tmpdiff_bench.trajectory import NonFiniteLatentsError, PrefixTree, evaluate
+from tmpdiff_bench.trajectory import NonFiniteLatentsError, PrefixEngine, nodes_per_step
 
 LEVELS = {"high": lambda x: -x, "mid": lambda x: -0.9 * x, "low": lambda x: -0.5 * x.sin()}
 
@@ -30,18 +30,6 @@ def singles(levels: tuple[str, ...], steps: int) -> list[PrecisionPlan]:
     ]
 
 
-@pytest.mark.parametrize("steps", [1, 2, 7, 20])
-@pytest.mark.parametrize("count", [2, 3])
-def test_node_counts(steps: int, count: int) -> None:
-    """DESIGN §5: all singles, and all plans."""
-    levels = tuple(LEVELS)[:count]
-    expected = steps + (count - 1) * steps * (steps + 1) // 2
-    assert len(PrefixTree.of(singles(levels, steps))) == expected
-    if steps <= 7:
-        plans = [PrecisionPlan(p) for p in itertools.product(levels, repeat=steps)]
-        assert len(PrefixTree.of(plans)) == (count ** (steps + 1) - count) // (count - 1)
-
-
 def loop(plan: PrecisionPlan, noise: torch.Tensor, prompts: list[str]) -> torch.Tensor:
     """An independent loop: no tree, no batching, no shared code."""
     rows = []
@@ -52,31 +40,85 @@ def loop(plan: PrecisionPlan, noise: torch.Tensor, prompts: list[str]) -> torch.
     return torch.stack(rows)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=100)
 @given(data=st.data())
 def test_equals_one_loop_per_plan(data: st.DataObject) -> None:
+    """In several calls, at any batch size, within any memory that holds one path."""
     steps = data.draw(st.integers(1, 6))
     texts = st.lists(st.sampled_from(tuple(LEVELS)), min_size=steps, max_size=steps)
-    plans = [PrecisionPlan(tuple(p)) for p in data.draw(st.lists(texts, min_size=1, max_size=12))]
+    calls = data.draw(st.lists(st.lists(texts, min_size=1, max_size=12), min_size=1, max_size=3))
     prompts = ["a" * n for n in data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=5))]
     max_batch = data.draw(st.integers(1, 9))
     noise = initial_noise([(str(i), 0) for i in range(len(prompts))], SHAPE)
+    # a path and the siblings that wait beside it
+    least = 2 + (len(LEVELS) - 1) * (steps - 1)
+    memory = noise.nbytes * (least + data.draw(st.sampled_from([0, 1, 3, 10, 1000])))
     pipeline, bank = ToyPipeline(steps), ToyBank(LEVELS)
     spent: list[int] = []
-    found = evaluate(
+    engine = PrefixEngine(
         pipeline,
         bank,
         pipeline.encode(prompts),
         noise,
-        plans,
         max_batch=max_batch,
+        state_memory=memory,
         on_nfe=spent.append,
     )
-    assert found.shape == (len(plans), len(prompts), *SHAPE)
-    for i, plan in enumerate(plans):
-        assert torch.allclose(found[i], loop(plan, noise, prompts), atol=1e-6)
-    assert sum(spent) == len(PrefixTree.of(plans)) * len(prompts)
+    everything = []
+    for call in calls:
+        plans = [PrecisionPlan(tuple(p)) for p in call]
+        everything += plans
+        found = engine.evaluate(plans)
+        assert found.shape == (len(plans), len(prompts), *SHAPE)
+        for i, plan in enumerate(plans):
+            assert torch.allclose(found[i], loop(plan, noise, prompts), atol=1e-6)
+    assert engine.peak_memory <= memory
+    assert engine.nfe == sum(spent)
+    assert engine.plain_nfe == len(everything) * steps * len(prompts)
+    nodes = sum(nodes_per_step(everything))
+    assert engine.nfe >= nodes * len(prompts)
+    if len(calls) == 1 or memory > noise.nbytes * 1000:
+        assert engine.nfe == nodes * len(prompts)  # every prefix once
     assert max(n for f in bank.functions.values() for n in f.batches) <= max_batch
+
+
+def test_memory_that_holds_no_path_is_refused() -> None:
+    pipeline, bank = ToyPipeline(4), ToyBank(LEVELS)
+    noise = initial_noise([("a", 0)], SHAPE)
+    engine = PrefixEngine(
+        pipeline, bank, pipeline.encode([""]), noise, state_memory=2 * noise.nbytes
+    )
+    plans = [PrecisionPlan(p) for p in itertools.product(LEVELS, repeat=4)]
+    with pytest.raises(UsageError, match="--state-memory of 256 bytes is too little"):
+        engine.evaluate(plans)
+
+
+def test_a_stream_of_plans_goes_on_from_what_they_share() -> None:
+    """One plan at a time costs what all at once cost, and a plan asked for again costs nothing."""
+    steps = 10
+    plans = singles(("high", "low"), steps)
+    noise = initial_noise([("a", 0), ("b", 0)], SHAPE)
+    pipeline, bank = ToyPipeline(steps), ToyBank(LEVELS)
+    engine = PrefixEngine(pipeline, bank, pipeline.encode(["", ""]), noise)
+    streamed = torch.cat([engine.evaluate([plan]) for plan in plans])
+    assert engine.nfe == 2 * sum(nodes_per_step(plans))
+    assert torch.equal(engine.evaluate(plans), streamed)
+    assert engine.nfe == 2 * sum(nodes_per_step(plans))
+    assert engine.plain_nfe == 2 * steps * 2 * len(plans)
+
+
+def test_batches_are_filled() -> None:
+    """All rows that need one step and level run together, up to the largest batch."""
+    steps, samples = 6, 5
+    pipeline, bank = ToyPipeline(steps), ToyBank(LEVELS)
+    noise = initial_noise([(str(i), 0) for i in range(samples)], SHAPE)
+    plans = [PrecisionPlan(p) for p in itertools.product(("high", "low"), repeat=steps)]
+    engine = PrefixEngine(pipeline, bank, pipeline.encode([""] * samples), noise, max_batch=16)
+    engine.evaluate(plans)
+    rows = [samples * 2**step for step in range(steps)]  # of each level
+    assert bank.functions["high"].batches == [
+        size for n in rows for size in [16] * (n // 16) + [n % 16] * (n % 16 > 0)
+    ]
 
 
 def test_equals_the_diffusers_pipeline(untrained_sd3: StableDiffusion3Pipeline) -> None:
@@ -89,7 +131,8 @@ def test_equals_the_diffusers_pipeline(untrained_sd3: StableDiffusion3Pipeline) 
     ]
     prompts = ["a red circle", "two blue stars"]
     noise = initial_noise([(p, 0) for p in prompts], stepwise.latent_shape)
-    found = evaluate(stepwise, bank, stepwise.encode(prompts), noise, plans, max_batch=3)
+    engine = PrefixEngine(stepwise, bank, stepwise.encode(prompts), noise, max_batch=3)
+    found = engine.evaluate(plans)
     for plan, mine in zip(plans, found, strict=True):
         pipe = StableDiffusion3Pipeline(**untrained_sd3.components)
         pipe.set_progress_bar_config(disable=True)
@@ -129,7 +172,8 @@ def test_superposition_is_exact_on_a_linear_denoiser() -> None:
     noise = initial_noise([("a", 0), ("b", 0)], SHAPE).double()
     alone = singles(("high", "low"), steps)
     joint = [PrecisionPlan.parse(p) for p in ("low*8", "high*2 low*4 high*2", "low high low*6")]
-    finals = evaluate(pipeline, bank, pipeline.encode(["", ""]), noise, [*alone, *joint]).double()
+    engine = PrefixEngine(pipeline, bank, pipeline.encode(["", ""]), noise)
+    finals = engine.evaluate([*alone, *joint]).double()
     deviations = finals[1 : steps + 1] - finals[0]
     for plan, final in zip(joint, finals[steps + 1 :], strict=True):
         low = [i for i, level in enumerate(plan) if level == "low"]
@@ -146,7 +190,8 @@ def test_perturbation_reaches_every_node() -> None:
     pipeline, bank = ToyPipeline(2), ToyBank(LEVELS)
     noise = initial_noise([("a", 0)], SHAPE)
     plans = [PrecisionPlan.parse("high low")]
-    found = evaluate(pipeline, bank, pipeline.encode([""]), noise, plans, perturb=perturb)
+    engine = PrefixEngine(pipeline, bank, pipeline.encode([""]), noise, perturb=perturb)
+    found = engine.evaluate(plans)
     middle = noise + LEVELS["high"](noise) / 2 + 1
     assert torch.allclose(found[0], middle + LEVELS["low"](middle) / 2)
     assert seen == [(0, "high"), (1, "low")]
@@ -157,7 +202,8 @@ def test_bad_input() -> None:
     noise, conditioning = initial_noise([("a", 0)], SHAPE), pipeline.encode([""])
 
     def run(*plans: str) -> None:
-        evaluate(pipeline, bank, conditioning, noise, [PrecisionPlan.parse(p) for p in plans])
+        engine = PrefixEngine(pipeline, bank, conditioning, noise)
+        engine.evaluate([PrecisionPlan.parse(p) for p in plans])
 
     with pytest.raises(UsageError, match="no plans"):
         run()

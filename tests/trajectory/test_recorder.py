@@ -11,14 +11,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from datasets import load_dataset
 
 from tests.trajectory.conftest import SHAPE, ToyBank, ToyPipeline
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.metrics import IMAGE_METRICS
 from tmpdiff_bench.plan import PrecisionPlan
-from tmpdiff_bench.trajectory import JointRun, Recording, Workload, engine, record, recorder
+from tmpdiff_bench.trajectory import (
+    JointRun,
+    PrefixEngine,
+    Recording,
+    Workload,
+    record,
+    recorder,
+)
 
 STEPS = 4
 LEVELS = {"high": lambda x: -x, "low": lambda x: -0.9 * x, "mid": lambda x: -0.97 * x}
@@ -41,6 +47,7 @@ def workload(**changes: Any) -> Workload:
         "seeds": (0, 1),
         "dtype": "float32",
         "max_batch": 4,
+        "state_memory": 2**20,
         "chunk": 4,
     }
     return Workload(**{**fields, **changes})
@@ -119,7 +126,7 @@ def test_the_table_opens_with_datasets(tmp_path: Path) -> None:
 
 def test_round_trip_and_reuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = make(tmp_path)
-    monkeypatch.setattr(recorder, "evaluate", None)  # nothing may be computed any more
+    monkeypatch.setattr(recorder, "PrefixEngine", None)  # nothing may be computed any more
     again, opened = make(tmp_path), Recording.open(tmp_path)
     for other in (again, opened):
         for field in dataclasses.fields(Recording):
@@ -137,20 +144,20 @@ def test_interrupted_runs_end_with_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     make(tmp_path / "whole")
-    real, calls = engine.evaluate, 0
+    calls = 0
 
-    def interrupted(*args: Any, **kwargs: Any) -> torch.Tensor:
+    def interrupted(*args: Any, **kwargs: Any) -> PrefixEngine:
         nonlocal calls
         calls += 1
         if calls == after:
             raise KeyboardInterrupt
-        return real(*args, **kwargs)
+        return PrefixEngine(*args, **kwargs)
 
-    monkeypatch.setattr(recorder, "evaluate", interrupted)
+    monkeypatch.setattr(recorder, "PrefixEngine", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "broken")
     make(tmp_path / "broken")
-    # a chunk takes three calls; none is made twice except those of the broken chunk
+    # a chunk takes three engines; none is made twice except those of the broken chunk
     assert calls == 6 + 1 + (after - 1) % 3
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
@@ -160,11 +167,12 @@ def test_a_damaged_chunk_is_computed_again(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(recorder._Recorder, "assemble", _fail)
     with pytest.raises(OSError, match="stopped"):
         make(tmp_path / "broken")
-    chunk = next((tmp_path / "broken").rglob("chunk-0000.safetensors"))
+    chunk = next((tmp_path / "broken" / "cells").rglob("*.safetensors"))
     chunk.write_bytes(chunk.read_bytes()[:-100])
     monkeypatch.undo()
     monkeypatch.setattr(recorder, "LevelBank", lambda *_: ToyBank(LEVELS))
-    make(tmp_path / "broken")
+    with pytest.warns(UserWarning, match="is damaged: it is computed again"):
+        make(tmp_path / "broken")
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
 
@@ -189,6 +197,7 @@ def test_other_settings_do_not_reuse_a_folder(tmp_path: Path) -> None:
         {"seeds": (0, 2)},
         {"dtype": "bfloat16"},
         {"max_batch": 8},
+        {"state_memory": 2**21},
     ],
 )
 def test_everything_that_changes_a_number_is_in_the_key(change: dict[str, object]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tmpdiff_bench.additivity.analysis import analyse
-    from tmpdiff_bench.additivity.design import JointPlan, joint_design, prefix_tree_nodes
+    from tmpdiff_bench.additivity.design import JointPlan, joint_design
     from tmpdiff_bench.additivity.inference import additivity_test, holm
     from tmpdiff_bench.additivity.predictors import PREDICTORS
     from tmpdiff_bench.additivity.records import AdditivityReport, AdditivityTest, Interval
@@ -25,14 +25,12 @@ __all__ = [
     "analyse",
     "holm",
     "joint_design",
-    "prefix_tree_nodes",
 ]
 
 _MODULES = {
     "analyse": "analysis",
     "JointPlan": "design",
     "joint_design": "design",
-    "prefix_tree_nodes": "design",
     "additivity_test": "inference",
     "holm": "inference",
     "PREDICTORS": "predictors",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tmpdiff_bench.commands import ArgumentParser, finite_float, positive_int, run
 from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.trajectory.options import EXPERIMENT, add_options, given, settings
 
 if TYPE_CHECKING:
     from tmpdiff_bench.trajectory import Recording
@@ -52,37 +53,9 @@ def _recording(options: argparse.Namespace, out: Path) -> Recording:
         from tmpdiff_bench.trajectory import Recording
 
         return Recording.open(options.recording)
-    from tmpdiff_bench.additivity.experiment import record_model
+    from tmpdiff_bench.additivity.experiment import record_design
 
-    return record_model(
-        options.model,
-        weights=options.weights,
-        levels=options.levels,
-        steps=options.steps,
-        num_prompts=options.num_prompts,
-        num_seeds=options.num_seeds,
-        guidance=options.guidance,
-        seed=options.seed,
-        device=options.device,
-        joint_plans=options.joint_plans,
-        max_batch=options.max_batch,
-        folder=out / "recording",
-    )
-
-
-def _levels(text: str) -> tuple[str, ...]:
-    levels = tuple(name.strip() for name in text.split(","))
-    if len(levels) < 2 or not all(levels):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not the reference and at least one low level, such as fp32,w4a4"
-        )
-    return levels
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)
+    return record_design(options.model, folder=out / "recording", **options.settings)
 
 
 def _margin(text: str) -> float:
@@ -92,19 +65,7 @@ def _margin(text: str) -> float:
 
 
 # what a recording has settled; an option that would have no effect on one is an error
-_EXPERIMENT: dict[str, tuple[Callable[[str], Any], Any, str]] = {
-    "--weights": (str, "embedded", "'embedded', or a folder that diffusers saved"),
-    "--levels": (_levels, ("fp32", "w8a8", "w4a8", "w4a4"), "the reference and the low levels"),
-    "--reference": (str, None, "which of the levels is the reference (default: the first)"),
-    "--steps": (positive_int, 20, "denoising steps"),
-    "--num-prompts": (positive_int, 16, "prompts"),
-    "--num-seeds": (positive_int, 2, "noise seeds of each prompt"),
-    "--guidance": (finite_float, 4.0, "classifier-free guidance scale"),
-    "--seed": (_seed, 0, "first noise seed, also that of the choice of joint plans"),
-    "--device": (str, "cpu", "where the model runs, such as cpu or cuda"),
-    "--joint-plans": (positive_int, 12, "joint plans of each low level"),
-    "--max-batch": (positive_int, 32, "samples in one pass of the network, at most"),
-}
+_EXPERIMENT = {**EXPERIMENT, "--joint-plans": (positive_int, 12, "joint plans of each low level")}
 
 
 def _parser() -> ArgumentParser:
@@ -130,35 +91,20 @@ def _parser() -> ArgumentParser:
         default=0.10,
         help="relative error that still counts as additive (default: %(default)s)",
     )
-    experiment = parser.add_argument_group("experiment (with --model)")
-    for option, (kind, default, text) in _EXPERIMENT.items():
-        shown = ",".join(default) if isinstance(default, tuple) else default
-        text = text if default is None else f"{text} (default: {shown})"
-        name = option.rpartition("-")[2].upper()
-        experiment.add_argument(
-            option, type=kind, metavar=name, default=argparse.SUPPRESS, help=text
-        )
+    add_options(parser, _EXPERIMENT)
     return parser
 
 
 def _read(argv: Sequence[str]) -> argparse.Namespace:
-    """The options with their defaults. Raises `UsageError` for those that exclude each other."""
+    """The options, and `settings` of a recording to make. Raises `UsageError` for those that
+    exclude each other.
+    """
     options = _parser().parse_args(argv)
-    for option, (_, default, _) in _EXPERIMENT.items():
-        name = option.removeprefix("--").replace("-", "_")
-        if options.recording and hasattr(options, name):
-            raise UsageError(f"{option} has no effect with --recording: leave one of them out")
-        setattr(options, name, getattr(options, name, default))
-    if options.steps < 2:
+    if options.recording and (named := given(options, _EXPERIMENT)):
+        raise UsageError(f"{named[0]} has no effect with --recording: leave one of them out")
+    options.settings = settings(options, _EXPERIMENT)
+    if options.settings["steps"] < 2:
         raise UsageError("--steps 1 leaves nothing to add up: at least 2 are needed")
-    if options.reference is not None:
-        if options.reference not in options.levels:
-            raise UsageError(
-                f"the reference {options.reference!r} is not among the levels "
-                f"{', '.join(options.levels)}: add it to --levels"
-            )
-        low = (level for level in options.levels if level != options.reference)
-        options.levels = (options.reference, *low)
     return options
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -77,15 +77,6 @@ def joint_design(
                 designed.append(JointPlan(plan, "complement", False))
     plans = _mixed(levels, steps, mixed, generator)
     return (*designed, *(JointPlan(plan, "mixed", True) for plan in plans))
-
-
-def prefix_tree_nodes(plans: Iterable[PrecisionPlan]) -> int:
-    """Count the distinct non-empty prefixes: the steps that an engine sharing prefixes runs.
-
-    >>> prefix_tree_nodes([PrecisionPlan.parse("fp32*3"), PrecisionPlan.parse("fp32*2 w4a4")])
-    4
-    """
-    return len({plan.levels[: k + 1] for plan in plans for k in range(len(plan))})
 
 
 def _masks(steps: int, per_level: int, rng: np.random.Generator) -> list[tuple[Mask, str]]:

@@ -2,108 +2,43 @@
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tmpdiff_bench.additivity.design import joint_design
-from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.levels import Level
-from tmpdiff_bench.pipelines import EMBEDDED, load_model
-from tmpdiff_bench.trajectory import JointRun, Recording, Workload, record
-from tmpdiff_bench.zoo.prompts import mixed_prompts
+from tmpdiff_bench.trajectory import JointRun, Recording, record_model
 
 COMPLEMENTS = 3  # one-high-step plans per level, for the design-free check
 MIXED = 4  # plans that use several low levels
-CHUNK = 8  # samples that are computed and saved together
 
 
-def record_model(
+def record_design(
     model: str,
     *,
-    weights: str = EMBEDDED,
+    folder: Path,
     levels: tuple[str, ...],
     steps: int,
-    num_prompts: int,
-    num_seeds: int,
-    guidance: float,
     seed: int,
-    device: str,
     joint_plans: int,
-    max_batch: int,
-    folder: Path,
+    **settings: Any,
 ) -> Recording:
     """Record (or go on with, or reuse) the additivity experiment of a model in `folder`.
 
-    `levels[0]` is the reference; `joint_plans` per low level. `seed` is the first of `num_seeds`
-    noise seeds, and seeds the design. Calibration prompts of the three Scenes sets are used in
-    turn.
-
-    Raises:
-        UsageError: a value that can't be used, with the way out.
+    `joint_plans` per low level; `seed` is the first noise seed, and seeds the design. All else as
+    in `record_model`, which also says what is raised.
     """
-    _check(levels, steps, num_seeds, guidance)
-    prompts = mixed_prompts(num_prompts, "calibration")
-    loaded = load_model(model, weights=weights, device=device)
-    pipeline = loaded.stepwise(steps=steps, guidance=guidance)
-    texts = dict(zip(prompts["prompt_id"], prompts["text"], strict=True))
-    if cut := pipeline.truncated(list(texts.values())):
-        warnings.warn(f"{len(cut)} prompts are longer than the tokenizer takes", stacklevel=2)
-    design = joint_design(
-        levels,
-        steps,
-        per_level=joint_plans,
-        complements=min(COMPLEMENTS, steps),
-        mixed=MIXED if len(levels) > 2 else 0,
-        rng=seed,
+
+    def design() -> list[JointRun]:
+        plans = joint_design(
+            levels,
+            steps,
+            per_level=joint_plans,
+            complements=min(COMPLEMENTS, steps),
+            mixed=MIXED if len(levels) > 2 else 0,
+            rng=seed,
+        )
+        return [JointRun(plan.plan, plan.kind, plan.held_out) for plan in plans]
+
+    return record_model(
+        model, folder=folder, levels=levels, steps=steps, seed=seed, joint=design, **settings
     )
-    scheduler = loaded.pipeline.scheduler
-    workload = Workload(
-        model=model,
-        weights=weights,
-        weights_digest=loaded.digest,
-        sampler={"class": type(scheduler).__name__, **_plain(scheduler.config)},
-        steps=steps,
-        guidance=guidance,
-        resolution=pipeline.resolution,
-        prompts=texts,
-        seeds=tuple(range(seed, seed + num_seeds)),
-        dtype=str(next(pipeline.denoiser.parameters()).dtype).removeprefix("torch."),
-        max_batch=max_batch,
-        chunk=CHUNK,
-    )
-    return record(
-        pipeline,
-        workload,
-        levels,
-        [JointRun(plan.plan, plan.kind, plan.held_out) for plan in design],
-        folder,
-        title=loaded.title,
-        dataset="scenes",
-        device=device,
-    )
-
-
-def _check(levels: tuple[str, ...], steps: int, num_seeds: int, guidance: float) -> None:
-    for name in levels:
-        Level.parse(name)
-    if len(levels) < 2:
-        raise UsageError("--levels takes the reference and at least one low level")
-    if len(set(levels)) != len(levels):
-        raise UsageError(f"a level is named twice in {','.join(levels)}")
-    if num_seeds < 1:
-        raise UsageError(f"--num-seeds is {num_seeds}: at least 1 is needed")
-    if steps < 1:
-        raise UsageError(f"--steps is {steps}: at least 1 is needed")
-    if not math.isfinite(guidance):
-        raise UsageError(f"--guidance is {guidance}: a finite number is needed")
-
-
-def _plain(config: Mapping[str, object]) -> dict[str, object]:
-    """The public, JSON-like part of a diffusers config."""
-    return {
-        k: v
-        for k, v in config.items()
-        if not k.startswith("_") and isinstance(v, str | int | float | bool | None)
-    }

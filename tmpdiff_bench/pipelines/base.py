@@ -28,6 +28,13 @@ class SamplerState:
     def __getitem__(self, rows: Rows) -> SamplerState:
         return SamplerState(self.latents[rows], _map_rows(lambda x: x[rows], self.memory))
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the tensors, bytes."""
+        sizes = [self.latents.nbytes]
+        _map_rows(lambda x: sizes.append(x.nbytes), self.memory)
+        return sum(sizes)
+
     @classmethod
     def cat(cls, states: Sequence[SamplerState]) -> SamplerState:
         """States of the same step, one below the other."""
@@ -96,9 +103,10 @@ class StepwisePipeline(Protocol):
         """Height and width of the images, pixels."""
         ...
 
-    @property
-    def nfe_per_step(self) -> int:
-        """Network evaluations of one sample's step (2 with classifier-free guidance)."""
+    def nfe(self, step: int) -> int:
+        """Network evaluations of one sample's step: doubled by classifier-free guidance, and by
+        solvers of second order.
+        """
         ...
 
     @property

@@ -58,8 +58,11 @@ class Sd3Stepwise:
         size = self.latent_shape[1] * self.pipeline.vae_scale_factor
         return size, size
 
+    def nfe(self, step: int) -> int:
+        return self._passes * len(self._solver.iterations(step))
+
     @property
-    def nfe_per_step(self) -> int:
+    def _passes(self) -> int:
         return 2 if self.guidance > 1 else 1
 
     @property
@@ -102,18 +105,18 @@ class Sd3Stepwise:
     def step(
         self, state: SamplerState, step: int, denoiser: nn.Module, conditioning: Conditioning
     ) -> SamplerState:
-        inputs = torch.cat([state.latents] * self.nfe_per_step)
-        timestep = self._solver.timestep(step).expand(len(inputs))
-        velocity = denoiser(
-            hidden_states=inputs,
-            timestep=timestep,
-            return_dict=False,
-            **conditioning.for_network(),
-        )[0]
-        if self.guidance > 1:
-            unguided, guided = velocity.chunk(2)
-            velocity = unguided + self.guidance * (guided - unguided)
-        return self._solver.advance(state, step, velocity)
+        embedded = conditioning.for_network()
+        for iteration in self._solver.iterations(step):
+            inputs = torch.cat([state.latents] * self._passes)
+            timestep = self._solver.timestep(iteration).expand(len(inputs))
+            velocity = denoiser(
+                hidden_states=inputs, timestep=timestep, return_dict=False, **embedded
+            )[0]
+            if self.guidance > 1:
+                unguided, guided = velocity.chunk(2)
+                velocity = unguided + self.guidance * (guided - unguided)
+            state = self._solver.advance(state, iteration, velocity)
+        return state
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -21,42 +21,49 @@ class Solver:
     """A scheduler with its timesteps set.
 
     Raises:
-        UsageError: the scheduler draws random numbers, or calls the network more than once a step.
+        UsageError: the scheduler draws random numbers, or calls the network more than twice a step.
     """
 
     def __init__(self, scheduler: Any) -> None:
         name = type(scheduler).__name__
         if getattr(scheduler.config, "stochastic_sampling", False):
             raise UsageError(f"{name} with stochastic_sampling=True is not deterministic")
-        if scheduler.order != 1:
+        if scheduler.order not in (1, 2):
             raise UsageError(
-                f"{name} calls the network {scheduler.order} times a step: not supported"
+                f"{name} calls the network {scheduler.order} times a step: at most 2 are supported"
             )
         self._fresh = copy.copy(scheduler)
         self._fresh._begin_index = 0
 
     def __len__(self) -> int:
-        return len(self._fresh.timesteps)
+        return (len(self._fresh.timesteps) + self._fresh.order - 1) // self._fresh.order
 
-    def timestep(self, step: int) -> Tensor:
+    def iterations(self, step: int) -> range:
+        """The calls of the network that make up a step, as indices of the scheduler's timesteps.
+
+        Solvers of second order correct each step by a second call, the last one excepted.
+        """
+        order, total = self._fresh.order, len(self._fresh.timesteps)
+        return range(order * step, min(order * (step + 1), total))
+
+    def timestep(self, iteration: int) -> Tensor:
         """The timestep that the network sees, a scalar tensor."""
-        value: Tensor = self._fresh.timesteps[step]
+        value: Tensor = self._fresh.timesteps[iteration]
         return value
 
     def initial_state(self, noise: Tensor) -> SamplerState:
         """The state before step 0."""
         return SamplerState(noise * getattr(self._fresh, "init_noise_sigma", 1.0), {})
 
-    def advance(self, state: SamplerState, step: int, prediction: Tensor) -> SamplerState:
-        """The state after `step`, given the network's (guided) prediction."""
+    def advance(self, state: SamplerState, iteration: int, prediction: Tensor) -> SamplerState:
+        """The state after an iteration, given the network's (guided) prediction."""
         scheduler = copy.copy(self._fresh)
         # lists are changed in place by multistep solvers: each call works on its own
         for name, value in {**vars(self._fresh), **state.memory}.items():
             setattr(scheduler, name, list(value) if isinstance(value, list) else value)
-        scheduler._step_index = step
-        latents = scheduler.step(prediction, self.timestep(step), state.latents, return_dict=False)[
-            0
-        ]
+        scheduler._step_index = iteration
+        timestep = self.timestep(iteration)
+        latents = scheduler.step(prediction, timestep, state.latents, return_dict=False)[0]
         before = vars(self._fresh)
         memory = {
             name: value

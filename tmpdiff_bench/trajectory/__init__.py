@@ -1,16 +1,45 @@
-"""Recording trajectories: the prefix-tree engine, the recorder, and recordings on disk."""
+"""Recording trajectories: the prefix-tree engine, the recorder, and recordings on disk.
 
-from tmpdiff_bench.trajectory.engine import NonFiniteLatentsError, PrefixTree, evaluate
-from tmpdiff_bench.trajectory.recorder import JointRun, record
-from tmpdiff_bench.trajectory.recording import Recording
-from tmpdiff_bench.trajectory.workload import Workload
+Names are imported when they are first used, so that the commands' `--help` is fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tmpdiff_bench.trajectory.engine import NonFiniteLatentsError, PrefixEngine
+    from tmpdiff_bench.trajectory.experiment import record_model
+    from tmpdiff_bench.trajectory.recorder import JointRun, record
+    from tmpdiff_bench.trajectory.recording import Recording
+    from tmpdiff_bench.trajectory.tree import nodes_per_step
+    from tmpdiff_bench.trajectory.workload import Workload
 
 __all__ = [
     "JointRun",
     "NonFiniteLatentsError",
-    "PrefixTree",
+    "PrefixEngine",
     "Recording",
     "Workload",
-    "evaluate",
+    "nodes_per_step",
     "record",
+    "record_model",
 ]
+
+_MODULES = {
+    "JointRun": "recorder",
+    "NonFiniteLatentsError": "engine",
+    "PrefixEngine": "engine",
+    "Recording": "recording",
+    "Workload": "workload",
+    "nodes_per_step": "tree",
+    "record": "recorder",
+    "record_model": "experiment",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

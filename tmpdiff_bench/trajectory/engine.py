@@ -1,13 +1,11 @@
-"""Prefix-tree evaluation: plans that agree on their first k steps share the first k states.
-
-For S steps and L levels, all S (L-1) single plans and the reference cost S + (L-1) S (S+1) / 2
-network steps a sample, where one loop per plan costs S (1 + S (L-1)).
+"""Prefix-tree evaluation: every distinct prefix of all plans asked for runs once, while memory
+lasts. What is shared, and what it saves, is counted in `tree`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -16,104 +14,250 @@ from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.levels import LevelBank
 from tmpdiff_bench.pipelines import Conditioning, SamplerState, StepwisePipeline
 from tmpdiff_bench.plan import PrecisionPlan
+from tmpdiff_bench.trajectory.tree import Node, Work, check_lengths, grow, root
 
 # changes the latents (n, c, h, w) that a node of the tree starts from: (latents, step, level)
 Perturbation = Callable[[Tensor, int, str], Tensor]
+MAX_BATCH = 32
+STATE_MEMORY = 2**30
 
 
-class NonFiniteLatentsError(ArithmeticError):
+class NonFiniteLatentsError(UsageError):
     """A step produced NaN or infinite latents; names the step and the level."""
 
 
-@dataclass(frozen=True)
-class PrefixTree:
-    """The distinct prefixes of some plans.
+class PrefixEngine:
+    """Runs plans on n fixed samples: `conditioning` and `noise` (n, c, h, w) have n rows.
 
-    `nodes[s]` lists the nodes after step s as (parent's index in `nodes[s-1]`, level); `leaves` is
-    the index in the last list of each plan.
+    Up to `max_batch` rows that need the same step and level run as one batch. At most
+    `state_memory` bytes of states are held: where all plans at once would need more, the tree is
+    taken in parts, depth first; what room is left keeps the states used last, so that later calls
+    go on from the longest prefix they share with earlier ones. `perturb` changes the latents that
+    each node starts from; `on_nfe` is told the network evaluations just spent.
+
+    `nfe` counts network evaluations spent, `plain_nfe` those that one loop per plan asked for would
+    have spent, `peak_memory` the most bytes of states ever held.
     """
 
-    nodes: tuple[tuple[tuple[int, str], ...], ...]
-    leaves: tuple[int, ...]
+    def __init__(
+        self,
+        pipeline: StepwisePipeline,
+        bank: LevelBank,
+        conditioning: Conditioning,
+        noise: Tensor,
+        *,
+        max_batch: int = MAX_BATCH,
+        state_memory: int = STATE_MEMORY,
+        perturb: Perturbation | None = None,
+        on_nfe: Callable[[int], None] | None = None,
+    ) -> None:
+        if max_batch < 1:
+            raise UsageError(f"--max-batch is {max_batch}: at least 1 is needed")
+        self.pipeline, self.bank = pipeline, bank
+        self.nfe = self.plain_nfe = 0
+        self._conditioning, self._samples = conditioning, len(noise)
+        self._max_batch, self._perturb, self._on_nfe = max_batch, perturb, on_nfe
+        self._tree = root()
+        self._states = _States(state_memory)
+        self._states.put(self._tree, pipeline.initial_state(noise))
 
-    @classmethod
-    def of(cls, plans: Sequence[PrecisionPlan]) -> PrefixTree:
-        """The tree of plans of equal length. Raises `UsageError` for none or unequal ones."""
-        if not plans:
-            raise UsageError("no plans to evaluate")
-        steps = len(plans[0])
-        if odd := next((p for p in plans if len(p) != steps), None):
-            raise UsageError(f"plan {odd} has {len(odd)} steps, others have {steps}")
-        at = [0] * len(plans)
-        depths = []
-        for step in range(steps):
-            index: dict[tuple[int, str], int] = {}
-            at = [
-                index.setdefault((node, plan[step]), len(index))
-                for node, plan in zip(at, plans, strict=True)
-            ]
-            depths.append(tuple(index))
-        return cls(tuple(depths), tuple(at))
+    @property
+    def peak_memory(self) -> int:
+        """Most bytes of states ever held."""
+        return self._states.peak
 
-    def __len__(self) -> int:
-        """Number of nodes: network steps per sample."""
-        return sum(map(len, self.nodes))
+    def evaluate(self, plans: Sequence[PrecisionPlan]) -> Tensor:
+        """Final latents (P, n, c, h, w) of P plans, float32 on the CPU.
 
+        Raises:
+            NonFiniteLatentsError: a step produced NaN or infinity.
+            UsageError: plans of unequal length or not of `pipeline.steps` steps, an unknown level,
+                or too little state memory for a single path through the tree.
+        """
+        return self._finals(plans)[1]
 
-@torch.no_grad()
-def evaluate(
-    pipeline: StepwisePipeline,
-    bank: LevelBank,
-    conditioning: Conditioning,
-    noise: Tensor,
-    plans: Sequence[PrecisionPlan],
-    *,
-    max_batch: int = 32,
-    perturb: Perturbation | None = None,
-    on_nfe: Callable[[int], None] | None = None,
-) -> Tensor:
-    """Final latents (P, n, c, h, w), float32 on the CPU, of P plans for n samples.
+    def trajectories(
+        self, plans: Sequence[PrecisionPlan], also: Sequence[PrecisionPlan] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Latents after every step (P, S, n, c, h, w) of `plans`, and the final ones of `plans` and
+        `also` together, as `evaluate` gives them; all in one pass. Raises as `evaluate`.
+        """
+        return self._finals([*plans, *also], paths=len(plans))
 
-    `conditioning` and `noise` have n rows. Every node of the plans' prefix tree is computed once;
-    up to `max_batch` states that need the same step and level run as one batch. `on_nfe` is told
-    how many network evaluations have just been spent.
+    @torch.no_grad()
+    def _finals(self, plans: Sequence[PrecisionPlan], paths: int = 0) -> tuple[Tensor, Tensor]:
+        """Latents along the first `paths` plans, and final latents of all."""
+        steps = check_lengths(plans)
+        if steps != self.pipeline.steps:
+            raise UsageError(f"plans have {steps} steps, the pipeline has {self.pipeline.steps}")
+        for level in dict.fromkeys(level for plan in plans for level in plan):
+            self.bank[level]
+        per_plan = sum(self.pipeline.nfe(step) for step in range(steps))
+        self.plain_nfe += len(plans) * per_plan * self._samples
+        leaves = [grow(self._tree, plan) for plan in plans]
+        ways = [[*leaf.path()][steps - 1 :: -1] for leaf in leaves[:paths]]  # the root left out
+        found = self._latents([*leaves, *(node for way in ways for node in way)], steps)
+        along = [torch.stack([found[node] for node in way]) for way in ways]
+        return (
+            torch.stack(along) if along else torch.empty(0),
+            torch.stack([found[leaf] for leaf in leaves]),
+        )
 
-    Raises:
-        NonFiniteLatentsError: a step produced NaN or infinity.
-        UsageError: plans of unequal length, or not of `pipeline.steps` steps.
-    """
-    tree = PrefixTree.of(plans)
-    if len(tree.nodes) != pipeline.steps:
-        raise UsageError(f"plans have {len(tree.nodes)} steps, the pipeline has {pipeline.steps}")
-    samples = len(noise)
-    frontier: list[SamplerState] = [pipeline.initial_state(noise)]
-    for step, nodes in enumerate(tree.nodes):
-        children: list[SamplerState | None] = [None] * len(nodes)
-        for level in dict.fromkeys(level for _, level in nodes):
-            mine = [i for i, (_, other) in enumerate(nodes) if other == level]
-            inputs = [frontier[nodes[i][0]] for i in mine]
-            if perturb is not None:
-                inputs = [SamplerState(perturb(s.latents, step, level), s.memory) for s in inputs]
-            # nodes times samples as one list of rows, cut into batches
-            rows = torch.arange(len(mine) * samples)
-            outputs = []
-            for batch in rows.split(max_batch):
-                first, last = int(batch[0]) // samples, int(batch[-1]) // samples
-                states = SamplerState.cat(inputs[first : last + 1])[batch - first * samples]
-                outputs.append(
-                    pipeline.step(states, step, bank[level], conditioning[batch % samples])
+    def _latents(self, wanted: Sequence[Node], steps: int) -> dict[Node, Tensor]:
+        """Latents of nodes, computed where they are not at hand."""
+        found = {
+            node: self._states[node].latents.float().cpu()
+            for node in wanted
+            if node in self._states
+        }
+        work = Work.of(wanted, self._states, steps)
+        self._states.pin(work.starts)
+        try:
+            self._take(work, found)
+        finally:
+            self._states.unpin_all_but(self._tree)
+        return found
+
+    def _take(self, work: Work, found: dict[Node, Tensor]) -> None:
+        """Compute all of `work`, its starts joining the frontier at their depths."""
+        frontier: list[Node] = []
+        for depth in range(work.steps):
+            joining = [node for node in work.starts if node.depth == depth]
+            # the root is held, and so are the starts that lie deeper
+            others = 1 + sum(node.depth > depth for node in work.starts)
+            frontier = self._advance([*joining, *frontier], others, work, found)
+
+    def _advance(
+        self, frontier: list[Node], others: int, work: Work, found: dict[Node, Tensor]
+    ) -> list[Node]:
+        """Take nodes of one depth a step on, and return their children; or, where memory lacks for
+        that, take them to their leaves part by part, and return nothing. `others` is the number of
+        states that must stay besides.
+        """
+
+        def fits(nodes: list[Node], besides: int) -> bool:
+            return besides + work.peak(nodes) <= self._states.capacity
+
+        if not frontier:
+            return []
+        if len(frontier) == 1 or fits(frontier, others):
+            return self._step(frontier, work, found)
+        while frontier:
+            size = 1
+            while size < len(frontier) and fits(
+                frontier[: size + 1], others + len(frontier) - size - 1
+            ):
+                size += 1
+            part, frontier = frontier[:size], frontier[size:]
+            while part:
+                part = self._advance(part, others + len(frontier), work, found)
+        return []
+
+    def _step(self, nodes: list[Node], work: Work, found: dict[Node, Tensor]) -> list[Node]:
+        """Run one step from nodes of one depth, level by level; returns the children to go on."""
+        step = nodes[0].depth
+        unborn = {node: len(work.children.get(node, ())) for node in nodes}
+        edges: dict[str, list[tuple[Node, Node]]] = {}
+        for node in nodes:
+            if not unborn[node] and node is not self._tree:  # wanted for itself alone
+                self._states.unpin(node)
+            for child in work.children.get(node, ()):
+                edges.setdefault(child.level, []).append((node, child))
+        born: list[Node] = []
+        for level, pairs in edges.items():
+            states = self._run(step, level, [node for node, _ in pairs])
+            for (node, child), state in zip(pairs, states, strict=True):
+                unborn[node] -= 1
+                if not unborn[node] and node is not self._tree:
+                    self._states.unpin(node)
+                leaf = step + 1 == work.steps
+                self._states.put(child, state, spare=leaf)
+                if child in work.wanted:
+                    found[child] = state.latents.float().cpu()
+                if not leaf:
+                    born.append(child)
+        return born
+
+    def _run(self, step: int, level: str, nodes: list[Node]) -> Iterator[SamplerState]:
+        """The state that one step at one level leads to from each node, in batches of rows."""
+        n = self._samples
+        done: list[SamplerState] = []  # rows of nodes of which not all rows are done
+        # nodes times samples as one list of rows, cut into batches
+        for rows in torch.arange(len(nodes) * n).split(self._max_batch):
+            first, last = int(rows[0]) // n, int(rows[-1]) // n
+            inputs = [self._input(node, step, level) for node in nodes[first : last + 1]]
+            batch = SamplerState.cat(inputs)[rows - first * n]
+            batch = self.pipeline.step(batch, step, self.bank[level], self._conditioning[rows % n])
+            if not torch.isfinite(batch.latents).all():
+                raise NonFiniteLatentsError(
+                    f"step {step} at level {level} produced non-finite latents: leave the level "
+                    "out, or run the model in another dtype"
                 )
-                _check_finite(outputs[-1].latents, step, level)
-                if on_nfe is not None:
-                    on_nfe(len(batch) * pipeline.nfe_per_step)
-            merged = SamplerState.cat(outputs)
-            for k, i in enumerate(mine):
-                children[i] = merged[k * samples : (k + 1) * samples]
-        frontier = [state for state in children if state is not None]
-    finals = torch.stack([state.latents.float().cpu() for state in frontier])
-    return finals[list(tree.leaves)]
+            spent = len(rows) * self.pipeline.nfe(step)
+            self.nfe += spent
+            if self._on_nfe is not None:
+                self._on_nfe(spent)
+            whole = SamplerState.cat([*done, batch])
+            for k in range(len(whole) // n):
+                # picked by index, hence copied: a slice would keep the whole batch in memory
+                yield whole[torch.arange(k * n, (k + 1) * n)]
+            done = [whole[len(whole) // n * n :]] if len(whole) % n else []
+
+    def _input(self, node: Node, step: int, level: str) -> SamplerState:
+        state = self._states[node]
+        if self._perturb is None:
+            return state
+        return SamplerState(self._perturb(state.latents, step, level), state.memory)
 
 
-def _check_finite(latents: Tensor, step: int, level: str) -> None:
-    if not torch.isfinite(latents).all():
-        raise NonFiniteLatentsError(f"step {step} at level {level} produced non-finite latents")
+class _States:
+    """States by node, within a number of bytes: those in use, and of the rest those used last."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._bytes, self._largest, self.peak = limit, 0, 1, 0
+        self._used: dict[Node, SamplerState] = {}
+        self._spare: OrderedDict[Node, SamplerState] = OrderedDict()
+
+    def __contains__(self, node: object) -> bool:
+        return node in self._used or node in self._spare
+
+    def __getitem__(self, node: Node) -> SamplerState:
+        return self._used[node] if node in self._used else self._spare[node]
+
+    @property
+    def capacity(self) -> int:
+        """How many states fit, by the largest so far."""
+        return self._limit // self._largest
+
+    def put(self, node: Node, state: SamplerState, *, spare: bool = False) -> None:
+        """Hold a state in use, at the expense of spare ones; a spare one where there is room."""
+        size = state.nbytes
+        self._largest = max(self._largest, size)
+        while self._bytes + size > self._limit and self._spare:
+            self._bytes -= self._spare.popitem(last=False)[1].nbytes
+        if self._bytes + size > self._limit:
+            if spare:
+                return
+            raise UsageError(
+                f"--state-memory of {self._limit:,} bytes is too little: the state of all samples "
+                f"takes {size:,} bytes, and {len(self._used)} are in use; allow more, or take "
+                "fewer samples at a time"
+            )
+        (self._spare if spare else self._used)[node] = state
+        self._bytes += size
+        self.peak = max(self.peak, self._bytes)
+
+    def pin(self, nodes: Iterable[Node]) -> None:
+        """Take states at hand into use."""
+        for node in nodes:
+            if node in self._spare:
+                self._used[node] = self._spare.pop(node)
+
+    def unpin(self, node: Node) -> None:
+        """Give a state free, as the one used last."""
+        self._spare[node] = self._used.pop(node)
+
+    def unpin_all_but(self, node: Node) -> None:
+        """Give all others free."""
+        for other in [used for used in self._used if used is not node]:
+            self.unpin(other)

@@ -1,7 +1,8 @@
 """Recording a workload: reference, single and joint runs, chunk by chunk of its samples.
 
-A finished chunk is a file; killed at any moment, the same call goes on after the last one and ends
-with the same recording.
+All runs of a chunk are one tree of batches, and last bits depend on how states are batched: so the
+chunk is what is stored as a cell. Killed at any moment, the same call goes on after the last cell
+and ends with the same recording.
 """
 
 from __future__ import annotations
@@ -18,25 +19,26 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 from torch import Tensor
 from tqdm import tqdm
 
-from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.errors import UsageError, unknown
 from tmpdiff_bench.levels import LevelBank
 from tmpdiff_bench.metrics import IMAGE_METRICS, LATENT_METRICS
 from tmpdiff_bench.noise import initial_noise, keyed_noise
 from tmpdiff_bench.pipelines import Conditioning, StepwisePipeline
 from tmpdiff_bench.plan import PrecisionPlan
-from tmpdiff_bench.trajectory.engine import PrefixTree, evaluate
-from tmpdiff_bench.trajectory.recording import Recording, write_atomically
+from tmpdiff_bench.store import CellStore, clear_leftovers
+from tmpdiff_bench.trajectory.engine import PrefixEngine
+from tmpdiff_bench.trajectory.recording import Recording
+from tmpdiff_bench.trajectory.tree import nodes_per_step
 from tmpdiff_bench.trajectory.workload import Workload, environment
 
 REPLICATED_SAMPLES = 8
 PICTURED_SAMPLES = 4
 # relative size of the jitter that makes a replicate: a few float32 ulps, as another batch would
 REPLICATE_JITTER = 1e-6
+CAPTURES = ("terminal", "trajectory")
 _METRICS = (*LATENT_METRICS, *IMAGE_METRICS)
 
 
@@ -59,39 +61,54 @@ def record(
     title: str,
     dataset: str,
     device: str = "cpu",
+    capture: str = "terminal",
+    store: Path | None = None,
 ) -> Recording:
     """Record `workload` into `folder`, or go on with, or reuse, the recording that is there.
 
-    `levels[0]` is the reference. The table's image metrics compare decoded images.
+    `levels[0]` is the reference. The table's image metrics compare decoded images. `capture`:
+    "terminal" keeps the latents of the reference at every step and the final ones of all other
+    runs; "trajectory" those of single runs at every step as well. Finished cells are kept in
+    `store`, where other recordings find them; without one, in `folder` until it is whole.
 
     Raises:
-        UsageError: `folder` holds another workload's recording, or a level is unknown.
+        UsageError: `folder` holds another workload's recording, or a level or capture is unknown.
         NonFiniteLatentsError: a run diverged.
     """
-    recorder = _Recorder(pipeline, workload, tuple(levels), tuple(joint))
+    if capture not in CAPTURES:
+        raise unknown("capture", capture, CAPTURES)
+    recorder = _Recorder(pipeline, workload, tuple(levels), tuple(joint), capture)
     if (folder / "manifest.json").exists():
         found = Recording.open(folder)
         if found.manifest.get("key") != recorder.key:
             raise UsageError(
                 f"{folder} holds a recording of other settings; name another folder with --out"
             )
+        _clear(folder)
         return found
-    partial = folder / f"partial-{recorder.key[:16]}"
-    partial.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    chunks = recorder.run(partial)
+    chunks = recorder.run(CellStore(store or folder / "cells"))
     manifest: dict[str, Any] = {
         "key": recorder.key,
         "title": title,
         "dataset": dataset,
         "workload": {**vars(workload), "seeds": list(workload.seeds)},
         "environment": environment(device),
+        "capture": capture,
         "nfe": recorder.nfe(),
         "seconds": round(time.perf_counter() - started, 1),
     }
     recording = recorder.assemble(chunks, manifest, title, dataset).save(folder)
-    shutil.rmtree(partial)
+    _clear(folder)
     return recording
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a whole recording needs no more; another process at the same work has its own
+    copy in memory.
+    """
+    shutil.rmtree(folder / "cells", ignore_errors=True)
+    clear_leftovers(folder)
 
 
 class _Recorder:
@@ -103,6 +120,7 @@ class _Recorder:
         workload: Workload,
         levels: tuple[str, ...],
         joint: tuple[JointRun, ...],
+        capture: str,
     ) -> None:
         self.pipeline, self.workload, self.levels, self.joint = pipeline, workload, levels, joint
         reference, steps = levels[0], workload.steps
@@ -121,24 +139,37 @@ class _Recorder:
         every = len(workload.seeds)
         self.replicated = np.arange(0, len(workload.samples), every)[:REPLICATED_SAMPLES]
         self.pictured = np.arange(0, len(workload.samples), every)[:PICTURED_SAMPLES]
-        self.key = workload.key(
-            levels=levels,
-            runs=[str(plan) for plan in self.runs],
-            replicated=self.replicated.tolist(),
-            jitter=REPLICATE_JITTER,
+        self.captured = (
+            self.runs[: 1 + len(self.singles)] if capture == "trajectory" else [self.reference]
         )
+        self._more = {
+            "levels": levels,
+            "runs": [str(plan) for plan in self.runs],
+            "jitter": REPLICATE_JITTER,
+            "capture": capture,
+        }
+        self.key = workload.key(**self._more, replicated=self.replicated.tolist())
 
     def nfe(self) -> dict[str, int]:
         """Network evaluations spent in all, and those of one loop per run."""
-        samples, per_step = len(self.workload.samples), self.pipeline.nfe_per_step
-        tree, replicas = len(PrefixTree.of(self.runs)), len(PrefixTree.of(self.singles))
-        steps = self.workload.steps
-        spent = (tree + steps) * samples + replicas * len(self.replicated)
-        plain = (len(self.runs) + 1) * samples + len(self.singles) * len(self.replicated)
-        return {"spent": spent * per_step, "plain_loop": plain * steps * per_step}
+        samples, replicas = len(self.workload.samples), len(self.replicated)
+        per_step = np.array([self.pipeline.nfe(step) for step in range(self.workload.steps)])
+        tree, again = nodes_per_step(self.runs), nodes_per_step(self.singles or [self.reference])
+        spent = (np.array(tree) + 1) * samples + np.array(again) * replicas
+        plain = (len(self.runs) + 1) * samples + len(self.singles) * replicas
+        return {"spent": int(spent @ per_step), "plain_loop": int(plain * per_step.sum())}
 
-    def run(self, partial: Path) -> list[dict[str, NDArray[Any]]]:
-        """All chunks, from disk where they are there."""
+    def _cell_key(self, rows: NDArray[np.int64]) -> str:
+        chosen = {
+            "replicated": np.isin(rows, self.replicated).tolist(),
+            "pictured": np.isin(rows, self.pictured).tolist(),
+        }
+        return self.workload.cell_key(
+            [self.workload.samples[i] for i in rows], **self._more, **chosen
+        )
+
+    def run(self, store: CellStore) -> list[dict[str, NDArray[Any]]]:
+        """All chunks, from the store where they are there."""
         total = self.nfe()["spent"]
         chunks: list[dict[str, NDArray[Any]]] = []
         with tqdm(
@@ -149,9 +180,9 @@ class _Recorder:
                 bar.update(nfe)
 
             bank, conditioning = None, None
-            for i, rows in enumerate(self.rows):
-                path = partial / f"chunk-{i:04d}.safetensors"
-                chunk = _read_chunk(path)
+            for rows in self.rows:
+                key = self._cell_key(rows)
+                chunk = store.get(key)
                 if chunk is None:
                     if bank is None or conditioning is None:
                         bank = LevelBank(
@@ -159,7 +190,7 @@ class _Recorder:
                         )
                         conditioning = self._encode()
                     chunk = self._chunk(rows, bank, conditioning[rows.tolist()], advance)
-                    write_atomically(path, save(chunk))
+                    store.put(key, chunk)
                 else:
                     bar.update(math.ceil(total * len(rows) / len(self.workload.samples)))
                 chunks.append(chunk)
@@ -187,28 +218,35 @@ class _Recorder:
         samples = [self.workload.samples[i] for i in rows]
         noise = initial_noise(samples, self.pipeline.latent_shape)
 
-        def run(plans: Sequence[PrecisionPlan], mine: list[int], **options: Any) -> Tensor:
-            return evaluate(
+        def engine(mine: list[int], **options: Any) -> PrefixEngine:
+            limits = {
+                "max_batch": self.workload.max_batch,
+                "state_memory": self.workload.state_memory,
+            }
+            return PrefixEngine(
                 self.pipeline,
                 bank,
                 conditioning[mine],
                 noise[mine],
-                plans,
                 on_nfe=on_nfe,
-                **{"max_batch": self.workload.max_batch, **options},
+                **{**limits, **options},
             )
 
         everyone = list(range(len(rows)))
-        finals = run(self.runs, everyone)
+        others = self.runs[len(self.captured) :]
+        along, finals = engine(everyone).trajectories(self.captured, others)
         # one by one: the last bits move as they would in anybody's rerun at another batch size
-        again = run([self.reference], everyone, max_batch=1)
+        again = engine(everyone, max_batch=1).evaluate([self.reference])
         replicated = [i for i in everyone if rows[i] in self.replicated]
-        chunk = {"finals": finals, "floor": LATENT_METRICS["latent_rmse"](again[0], finals[0])}
+        chunk = {
+            "finals": finals,
+            "along": along,
+            "floor": LATENT_METRICS["latent_rmse"](again[0], finals[0]),
+        }
         if replicated and self.singles:
             keys = [samples[i] for i in replicated]
-            chunk["replicates"] = run(
-                self.singles, replicated, perturb=_jitter(keys, self.levels[0])
-            )
+            jittered = engine(replicated, perturb=_jitter(keys, self.levels[0]))
+            chunk["replicates"] = jittered.evaluate(self.singles)
         chunk["metrics"], pictures = self._measure(finals)
         chunk["pictures"] = pictures[:, [i for i in everyone if rows[i] in self.pictured]]
         return {name: value.numpy() for name, value in chunk.items()}
@@ -239,7 +277,12 @@ class _Recorder:
         """The recording of all chunks."""
         finals = np.concatenate([c["finals"] for c in chunks], axis=1)
         finals = finals.reshape(*finals.shape[:2], -1)
+        along = np.concatenate([c["along"] for c in chunks], axis=2)
+        along = along.reshape(*along.shape[:3], -1)
         reference, cells = finals[0], (len(self.levels) - 1, self.workload.steps)
+        paths = None
+        if len(along) > 1:
+            paths = (along[1:] - along[0]).reshape(*cells, *along.shape[1:])
         replicates = None
         if parts := [c["replicates"] for c in chunks if "replicates" in c]:
             joined = np.concatenate(parts, axis=1)
@@ -271,6 +314,8 @@ class _Recorder:
             },
             picture_rows=self.pictured,
             manifest=manifest,
+            reference_path=along[0],
+            single_paths=paths,
         )
 
     def _table(self, metrics: NDArray[np.float64], title: str, dataset: str) -> pd.DataFrame:
@@ -307,11 +352,3 @@ def _jitter(
         return latents + (size * noise.to(latents.device)).to(latents.dtype)
 
     return perturb
-
-
-def _read_chunk(path: Path) -> dict[str, NDArray[Any]] | None:
-    """A chunk written earlier; None where there is none, or a damaged one (computed again)."""
-    try:
-        return load(path.read_bytes())
-    except (FileNotFoundError, SafetensorError):
-        return None

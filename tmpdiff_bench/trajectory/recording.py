@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,13 @@ from safetensors.numpy import load, save
 
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.plan import PrecisionPlan
+from tmpdiff_bench.store import write_atomically
 
-SCHEMA_VERSION = 1
-_ARRAYS = ("reference", "singles", "replicates", "replicate_rows", "held_out", "joint", "floor")
+SCHEMA_VERSION = 2
+_ARRAYS = (
+    *("reference", "singles", "replicates", "replicate_rows", "held_out", "joint", "floor"),
+    *("reference_path", "single_paths"),
+)
 _MANIFEST = "manifest.json"
 
 
@@ -37,7 +40,9 @@ class Recording:
     `kinds` and the flag `held_out` (P,); `floor` (n,) latent RMSE of the reference rerun at another
     batch size; `table` the tidy metric values (columns model, dataset, plan, kind, prompt_id, seed,
     metric, value); `pictures` uint8 (m, H, W, 3) by run ("reference" or the plan's text) for the
-    samples `picture_rows`.
+    samples `picture_rows`. `reference_path` (S, n, D): latents of the reference after every step;
+    `single_paths` (L-1, S, S, n, D): deviations of single runs after every step, where they were
+    captured.
     """
 
     levels: tuple[str, ...]
@@ -57,6 +62,8 @@ class Recording:
     pictures: dict[str, NDArray[np.uint8]]
     picture_rows: NDArray[np.int64]
     manifest: dict[str, Any]
+    reference_path: NDArray[np.float32] | None = None
+    single_paths: NDArray[np.float32] | None = None
 
     def save(self, folder: Path) -> Recording:
         """Write the recording into `folder`; the manifest comes last, so that a folder with one is
@@ -155,16 +162,3 @@ def _read_verified(folder: Path, name: str, digest: str) -> bytes:
     if hashlib.sha256(content).hexdigest() != digest:
         raise UsageError(f"{folder / name} is damaged: its sha256 is not the manifest's {digest}")
     return content
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a crash leaves either the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

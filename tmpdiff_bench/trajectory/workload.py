@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ import torch
 import transformers
 
 from tmpdiff_bench import __version__
+from tmpdiff_bench.store import digest
 
-ALGORITHM_VERSION = 1  # raised whenever the engine or the design of a recording changes a number
+ALGORITHM_VERSION = 2  # raised whenever the engine or the design of a recording changes a number
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Workload:
     """Model, sampler, samples and numerical settings of a recording.
 
     `prompts` maps prompt ids to texts; every prompt runs with every seed. `sampler` is the
-    scheduler's class and settings; `max_batch` and `chunk` fix how samples are batched, which
-    changes last bits.
+    scheduler's class and settings; `max_batch`, `state_memory` (bytes) and `chunk` fix how samples
+    are batched, which changes last bits.
     """
 
     model: str
@@ -39,6 +39,7 @@ class Workload:
     seeds: tuple[int, ...]
     dtype: str
     max_batch: int
+    state_memory: int
     chunk: int
 
     @property
@@ -48,11 +49,18 @@ class Workload:
 
     def key(self, **more: Any) -> str:
         """sha256 of canonical JSON over the workload, `more` and the algorithm's version."""
+        return digest({**self._settings(), **more, "prompts": self.prompts, "seeds": self.seeds})
+
+    def cell_key(self, samples: Sequence[tuple[str, int]], **more: Any) -> str:
+        """The same for a cell of some samples, which the other prompts and seeds do not change."""
+        texts = [(prompt, self.prompts[prompt], seed) for prompt, seed in samples]
+        return digest({**self._settings(), **more, "samples": texts})
+
+    def _settings(self) -> dict[str, Any]:
         # the name of the weights changes no number, their digest does
-        fields = {k: v for k, v in asdict(self).items() if k != "weights"}
-        content = {**fields, **more, "algorithm": ALGORITHM_VERSION}
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        absent = {"weights", "prompts", "seeds"}
+        fields = {k: v for k, v in asdict(self).items() if k not in absent}
+        return {**fields, "algorithm": ALGORITHM_VERSION}
 
 
 def environment(device: str) -> dict[str, Any]:

@@ -1,0 +1,120 @@
+"""Figure: the prefix tree of a recording's plans, and what sharing prefixes saves.
+
+    python analysis/prefix_tree.py [--out reports]
+
+Left, every node of a small tree: all single plans of two levels and the joint plan `w4a4*3 fp32*3`,
+6 steps. Right, network steps a sample at each step of the default experiment, by the tree and by
+one loop per plan. All counts are those that the engine runs by. Writes `prefix-tree.svg`, `.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+
+from tmpdiff_bench.additivity.design import joint_design
+from tmpdiff_bench.additivity.style import Drawing, canvas, house_style, level_colours
+from tmpdiff_bench.commands import ArgumentParser, run
+from tmpdiff_bench.plan import PrecisionPlan
+from tmpdiff_bench.trajectory import nodes_per_step
+from tmpdiff_bench.trajectory.options import EXPERIMENT
+from tmpdiff_bench.trajectory.tree import Node, grow, root
+
+SMALL = ("fp32", "w4a4")
+STEPS = 6
+
+
+def singles(levels: Sequence[str], steps: int) -> list[PrecisionPlan]:
+    """The reference and all single plans."""
+    return [PrecisionPlan.uniform(levels[0], steps)] + [
+        PrecisionPlan.single(levels[0], level, step, steps)
+        for level in levels[1:]
+        for step in range(steps)
+    ]
+
+
+def draw_tree(ax: Axes, plans: Sequence[PrecisionPlan]) -> None:
+    """One dot a node, one line a network step; leaves are the plans' results."""
+    tree = root()
+    for plan in plans:
+        grow(tree, plan)
+    heights: dict[Node, float] = {}
+
+    def place(node: Node) -> float:
+        below = [place(child) for child in node.children.values()]
+        # the reference runs straight along the bottom
+        heights[node] = below[0] if below else float(sum(not n.children for n in heights))
+        return heights[node]
+
+    place(tree)
+    colours = level_colours(SMALL)
+    for node, height in heights.items():
+        if node.parent is None:
+            ax.plot(0, height, "o", color="#666666", ms=6)
+            continue
+        ax.plot(
+            [node.depth - 1, node.depth],
+            [heights[node.parent], height],
+            color=colours[node.level],
+            lw=1.6 if node.level != SMALL[0] else 1.0,
+            zorder=1 + (node.level != SMALL[0]),
+        )
+        ax.plot(node.depth, height, "o", color=colours[node.level], ms=3.5, zorder=3)
+    for level in SMALL:
+        ax.plot([], [], color=colours[level], label=f"a step at {level}")
+    ax.set(xlabel="steps done", xticks=range(STEPS + 1), yticks=[])
+    ax.grid(False)
+    ax.spines["left"].set_visible(False)
+    ax.legend(loc="upper left")
+    spent = sum(nodes_per_step(plans))
+    ax.set_title(f"{len(plans)} plans: {spent} network steps, not {len(plans) * STEPS}")
+
+
+def draw_counts(ax: Axes, plans: Sequence[PrecisionPlan]) -> None:
+    """Network steps a sample, step by step."""
+    counts = nodes_per_step(plans)
+    ax.bar(range(len(counts)), counts, color=level_colours(SMALL)["fp32"], label="prefix tree")
+    ax.axhline(len(plans), color="#D55E00", lw=1.2, label="one loop per plan")
+    ax.set(xlabel="step", ylabel="network steps a sample")
+    ax.legend(loc="center left", bbox_to_anchor=(0, 0.84))
+    plain = len(plans) * len(counts)
+    ax.set_title(f"default experiment: {sum(counts):,}, not {plain:,}")
+
+
+def default_plans() -> list[PrecisionPlan]:
+    """What `python -m tmpdiff_bench.additivity --model sd3` runs."""
+    levels, steps = EXPERIMENT["--levels"][1], EXPERIMENT["--steps"][1]
+    design = joint_design(levels, steps, per_level=12, complements=3, mixed=4, rng=0)
+    return [*singles(levels, steps), *(joint.plan for joint in design)]
+
+
+def drawing() -> Drawing:
+    """The figure."""
+    small = [*singles(SMALL, STEPS), PrecisionPlan.parse("w4a4*3 fp32*3")]
+    with house_style():
+        figure, [[left, right]] = canvas(1, 2, 2.9)
+        draw_tree(left, small)
+        draw_counts(right, default_plans())
+    return Drawing("prefix-tree", "Prefix tree", "", "", figure)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Write the figure."""
+    parser = ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("reports"))
+    options = parser.parse_args(argv)
+    options.out.mkdir(parents=True, exist_ok=True)
+    found = drawing()
+    for kind in ("svg", "png"):
+        path = options.out / f"{found.name}.{kind}"
+        path.write_bytes(found.to_bytes(kind))
+        print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    run(main)

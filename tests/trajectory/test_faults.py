@@ -1,0 +1,104 @@
+"""Real faults while recording: SIGKILL at random moments, and a full disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.trajectory.conftest import ToyBank
+from tests.trajectory.test_recorder import LEVELS, contents, make
+from tmpdiff_bench.trajectory import Recording, recorder
+
+# Forks from a process that has imported everything, so that a run takes milliseconds; one thread,
+# as threads do not survive a fork.
+KILLER = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from tests.trajectory.conftest import ToyBank
+from tests.trajectory.test_recorder import LEVELS, make
+from tmpdiff_bench.trajectory import recorder
+recorder.LevelBank = lambda *_: ToyBank(LEVELS)
+root, wanted = Path(sys.argv[1]), int(sys.argv[2])
+rng = random.Random(0)
+os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # progress bars
+started = time.perf_counter()
+make(root / "warm-up", chunk=1)
+whole = time.perf_counter() - started
+kills, rounds = 0, 0
+while kills < wanted:
+    folder = root / f"round-{rounds}"
+    while not (folder / "manifest.json").exists():
+        child = os.fork()
+        if child == 0:
+            make(folder, chunk=1)
+            os._exit(0)
+        time.sleep(rng.uniform(0, 1.2 * whole))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        kills += os.WIFSIGNALED(status)
+    rounds += 1
+print(json.dumps({"kills": kills, "rounds": rounds}))
+"""
+
+
+def test_killed_at_fifty_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each round is killed until it ends; all end with the bytes of an undisturbed run."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, str(tmp_path), "50"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": "."},
+    )
+    told = json.loads(done.stdout)
+    assert told["kills"] >= 50
+    expected = contents(tmp_path / "warm-up")
+    monkeypatch.setattr(recorder, "LevelBank", lambda *_: ToyBank(LEVELS))
+    for i in range(told["rounds"]):
+        folder = tmp_path / f"round-{i}"
+        make(folder, chunk=1)  # clears what a kill after the manifest left
+        assert contents(folder) == expected
+        Recording.open(folder)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A tmpfs of 40 KiB, and a function that makes it larger."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(tmp_path)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a tmpfs takes root")
+    larger = ["mount", "-o", "remount,size=16m", str(tmp_path)]
+    yield tmp_path, lambda: subprocess.run(larger, check=True)
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_a_full_disk_loses_nothing(
+    small_disk, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, enlarge = small_disk
+    monkeypatch.setattr(recorder, "LevelBank", lambda *_: ToyBank(LEVELS))
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    make(elsewhere, chunk=1)
+    with pytest.raises(OSError, match="No space left"):
+        make(folder / "recording", chunk=1)
+    kept = len(list((folder / "recording" / "cells").glob("??/*.safetensors")))
+    assert kept >= 1
+    enlarge()
+    computed = []
+    real = recorder.PrefixEngine
+
+    def counting(*args, **options):
+        computed.append(args)
+        return real(*args, **options)
+
+    monkeypatch.setattr(recorder, "PrefixEngine", counting)
+    make(folder / "recording", chunk=1)
+    assert len(computed) == 3 * (6 - kept), "three engines a cell that was not there"
+    assert contents(folder / "recording") == contents(elsewhere)

@@ -1,0 +1,106 @@
+"""Recording a model: weights, prompts, noise and plans by name, made into a workload."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.levels import Level
+from tmpdiff_bench.pipelines import EMBEDDED, load_model
+from tmpdiff_bench.trajectory.recorder import JointRun, record
+from tmpdiff_bench.trajectory.recording import Recording
+from tmpdiff_bench.trajectory.workload import Workload
+from tmpdiff_bench.zoo.prompts import mixed_prompts
+
+CHUNK = 8  # samples that are computed and saved together
+
+
+def record_model(
+    model: str,
+    *,
+    folder: Path,
+    joint: Callable[[], Sequence[JointRun]],
+    weights: str = EMBEDDED,
+    levels: tuple[str, ...],
+    steps: int,
+    num_prompts: int,
+    num_seeds: int,
+    guidance: float,
+    seed: int,
+    device: str,
+    max_batch: int,
+    state_memory: int,
+    capture: str = "terminal",
+    store: Path | None = None,
+) -> Recording:
+    """Record (or go on with, or reuse) the single runs of a model and `joint` runs in `folder`.
+
+    `levels[0]` is the reference. `seed` is the first of `num_seeds` noise seeds. Calibration
+    prompts of the three Scenes sets are used in turn. `joint` is called after all other values
+    have been checked. `capture` and `store` as in `record`.
+
+    Raises:
+        UsageError: a value that can't be used, with the way out.
+    """
+    _check(levels, steps, num_seeds, guidance)
+    prompts = mixed_prompts(num_prompts, "calibration")
+    loaded = load_model(model, weights=weights, device=device)
+    pipeline = loaded.stepwise(steps=steps, guidance=guidance)
+    texts = dict(zip(prompts["prompt_id"], prompts["text"], strict=True))
+    if cut := pipeline.truncated(list(texts.values())):
+        warnings.warn(f"{len(cut)} prompts are longer than the tokenizer takes", stacklevel=2)
+    scheduler = loaded.pipeline.scheduler
+    workload = Workload(
+        model=model,
+        weights=weights,
+        weights_digest=loaded.digest,
+        sampler={"class": type(scheduler).__name__, **_plain(scheduler.config)},
+        steps=steps,
+        guidance=guidance,
+        resolution=pipeline.resolution,
+        prompts=texts,
+        seeds=tuple(range(seed, seed + num_seeds)),
+        dtype=str(next(pipeline.denoiser.parameters()).dtype).removeprefix("torch."),
+        max_batch=max_batch,
+        state_memory=state_memory,
+        chunk=CHUNK,
+    )
+    return record(
+        pipeline,
+        workload,
+        levels,
+        joint(),
+        folder,
+        title=loaded.title,
+        dataset="scenes",
+        device=device,
+        capture=capture,
+        store=store,
+    )
+
+
+def _check(levels: tuple[str, ...], steps: int, num_seeds: int, guidance: float) -> None:
+    for name in levels:
+        Level.parse(name)
+    if len(levels) < 2:
+        raise UsageError("--levels takes the reference and at least one low level")
+    if len(set(levels)) != len(levels):
+        raise UsageError(f"a level is named twice in {','.join(levels)}")
+    if num_seeds < 1:
+        raise UsageError(f"--num-seeds is {num_seeds}: at least 1 is needed")
+    if steps < 1:
+        raise UsageError(f"--steps is {steps}: at least 1 is needed")
+    if not math.isfinite(guidance):
+        raise UsageError(f"--guidance is {guidance}: a finite number is needed")
+
+
+def _plain(config: Mapping[str, object]) -> dict[str, object]:
+    """The public, JSON-like part of a diffusers config."""
+    return {
+        k: v
+        for k, v in config.items()
+        if not k.startswith("_") and isinstance(v, str | int | float | bool | None)
+    }
