@@ -6,8 +6,9 @@ All on the embedded sd3, in one run: (a) all single plans of fp32 and w4a4 at 20
 1,024 plans at 10, by `StableDiffusion3Pipeline.__call__` and by the engine from the same latents;
 (b) the engine's time against its network evaluations at the fastest time per evaluation that the
 bare denoiser reaches at any batch size; (c) what a batched step costs in Python, with a denoiser
-that does nothing; (d) the most memory that states took, against the bound. Of the 1,024 calls a
-share is timed, and the rest reckoned from it.
+that does nothing; (d) the most memory that states took, against the bound; (e) a forward at each
+simulated level against one at the reference. Of the 1,024 calls a share is timed, and the rest
+reckoned from it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tmpdiff_bench.levels import LevelBank
+from tmpdiff_bench.levels import LEVEL_NAMES, LevelBank
 from tmpdiff_bench.noise import initial_noise
 from tmpdiff_bench.pipelines import StepwisePipeline, load_model
 from tmpdiff_bench.plan import PrecisionPlan
@@ -174,6 +175,24 @@ def bounded(setting: Setting, plans: Sequence[PrecisionPlan]) -> list[dict[str, 
     return rows
 
 
+def level_ratios(setting: Setting) -> dict[str, float]:
+    """Median over rounds of a level's forward time over the reference's, batch 64, in turn."""
+    levels = [name for name in LEVEL_NAMES if name != LEVELS[0]]
+    stepwise = setting.stepwise
+    bank = LevelBank(stepwise.denoiser, (LEVELS[0], *levels), stepwise.quantized)
+    rows = torch.arange(32) % len(setting.noise)
+    state = stepwise.initial_state(setting.noise[rows])
+    conditioning = setting.conditioning[rows]
+
+    def forward(level: str) -> float:
+        return seconds(lambda: stepwise.step(state, 5, bank[level], conditioning))
+
+    for level in bank.levels:
+        forward(level)
+    rounds = [{level: forward(level) for level in bank.levels} for _ in range(9)]
+    return {level: statistics.median(r[level] / r[LEVELS[0]] for r in rounds) for level in levels}
+
+
 def main() -> None:
     """Run all comparisons, print them, and save them as JSON."""
     parser = argparse.ArgumentParser(
@@ -194,6 +213,7 @@ def main() -> None:
         "all plans": compare(ten, every),
         "overhead per batched step, ms": 1000 * overhead(twenty, singles),
         "memory": bounded(twenty, singles),
+        "forward of a level / of the reference": level_ratios(twenty),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -67,6 +67,13 @@ def positive_int(text: str) -> int:
     return value
 
 
+def seed(text: str) -> int:
+    """The argument type of seeds: 0, 1, ..."""
+    if not (text.isdecimal() and int(text) < 2**32):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^32 - 1")
+    return int(text)
+
+
 def finite_float(text: str) -> float:
     """The argument type of real numbers; NaN and infinities are refused."""
     try:

@@ -8,6 +8,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
     StableDiffusion3Pipeline,
     UniPCMultistepScheduler,
 )
@@ -103,6 +104,28 @@ def test_step_leaves_its_input_alone(untrained_sd3: StableDiffusion3Pipeline) ->
     second = stepwise.step(state, 0, stepwise.denoiser, conditioning)
     assert torch.equal(state.latents, before)
     assert torch.equal(first.latents, second.latents)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        FlowMatchLCMScheduler(),
+        DPMSolverMultistepScheduler(
+            algorithm_type="sde-dpmsolver++",
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+        ),
+    ],
+    ids=["lcm", "sde"],
+)
+def test_schedulers_that_draw_are_refused(
+    untrained_sd3: StableDiffusion3Pipeline, scheduler: object
+) -> None:
+    pipe = StableDiffusion3Pipeline(**{**untrained_sd3.components, "scheduler": scheduler})
+    stepwise = Sd3Stepwise(pipe, steps=3, guidance=1.0)
+    with pytest.raises(UsageError, match="draws random numbers with these settings"):
+        run(stepwise, initial_noise(SAMPLES, stepwise.latent_shape))
 
 
 class ThirdOrder(FlowMatchHeunDiscreteScheduler):

@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from datasets import load_dataset
 
 from tests.trajectory.conftest import SHAPE, ToyBank, ToyPipeline
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.metrics import IMAGE_METRICS
+from tmpdiff_bench.noise import initial_noise
 from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.trajectory import (
     JointRun,
+    NonFiniteLatentsError,
     PrefixEngine,
     Recording,
     Workload,
@@ -246,3 +249,62 @@ def test_manifests_are_not_trusted(tmp_path: Path) -> None:
         Recording.open(tmp_path / "recording")
     with pytest.raises(UsageError, match="holds no recording"):
         Recording.open(tmp_path)
+
+
+def test_a_diverging_cell_is_stored_as_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is named, the others are kept, and the same command says the same without computing."""
+
+    def diverging(x: torch.Tensor) -> torch.Tensor:
+        worst = initial_noise([("p1", 0)], SHAPE)[0]
+        hit = (x - worst).abs().amax(dim=(1, 2, 3)) < 1e-6
+        return torch.where(hit[:, None, None, None], torch.nan, -0.9 * x)
+
+    monkeypatch.setattr(recorder, "LevelBank", lambda *_: ToyBank({**LEVELS, "low": diverging}))
+    message = r"step 0 at level low produced non-finite latents.*\(among p1 seed 0, p1 seed 1\)"
+    with pytest.raises(NonFiniteLatentsError, match=message):
+        make(tmp_path, chunk=2)
+    assert len(list((tmp_path / "cells").glob("??/*.safetensors"))) == 3
+    monkeypatch.setattr(recorder, "PrefixEngine", None)
+    with pytest.raises(NonFiniteLatentsError, match=message):
+        make(tmp_path, chunk=2)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("plan", ["high*4", "high low high*2", "low*4"])
+def test_joint_plans_are_joint_and_given_once(tmp_path: Path, plan: str) -> None:
+    joint = [*JOINT, JointRun(PrecisionPlan.parse(plan), "given", True)]
+    with pytest.raises(UsageError, match="given once, and have at least two low steps"):
+        record(ToyPipeline(STEPS), workload(), tuple(LEVELS), joint, tmp_path, title="", dataset="")
+
+
+def test_files_are_no_folders(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="file is a file: name a folder"):
+        make(tmp_path / "file")
+
+
+def test_other_files_of_a_folder_are_left_alone(tmp_path: Path) -> None:
+    mine = tmp_path / "cells" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("x")
+    make(tmp_path)
+    assert [path.name for path in (tmp_path / "cells").iterdir()] == ["mine.txt"]
+
+
+def test_a_changed_split_is_another_recording(tmp_path: Path) -> None:
+    make(tmp_path)
+    flipped = [JointRun(run.plan, run.kind, not run.held_out) for run in JOINT]
+    with pytest.raises(UsageError, match="recording of other settings"):
+        record(
+            ToyPipeline(STEPS), workload(), tuple(LEVELS), flipped, tmp_path, title="", dataset=""
+        )
+
+
+def test_the_manifest_tells_what_went_in(tmp_path: Path) -> None:
+    manifest = make(tmp_path).manifest
+    noise = initial_noise(workload().samples, SHAPE).numpy()
+    assert manifest["noise_digest"] == hashlib.sha256(noise.tobytes()).hexdigest()
+    assert manifest["numerical_floor"] >= 0
+    assert manifest["nfe"]["computed"] == manifest["nfe"]["spent"]

@@ -238,6 +238,8 @@ def _warnings(
                 f"{level}: single errors below {FLOOR_MULTIPLE}x the numerical floor at steps "
                 f"{', '.join(map(str, np.flatnonzero(flagged)))}: not to be interpreted"
             )
+    if long := recording.manifest.get("long_prompts"):
+        yield f"{len(long)} prompts were cut, being longer than the tokenizer takes"
     if not np.any(recording.floor > 0):
         yield "the numerical floor is 0: floor ratios are infinite"
     for level in recording.levels[1:]:

@@ -250,4 +250,7 @@ def _checked(
         )
     if np.ptp(x) <= _ROUNDING * np.max(x):
         raise UsageError("all predicted errors are equal: no slope can be estimated")
-    return x, y, Clusters.of(prompt_ids, plan_ids)
+    clusters = Clusters.of(prompt_ids, plan_ids)
+    if np.ptp(plan_means(np.log(x), clusters.codes[1])) <= _ROUNDING:
+        raise UsageError("all plans have equal predicted errors: no slope can be estimated")
+    return x, y, clusters

@@ -69,10 +69,12 @@ class Measurements:
             recording.singles.reshape(len(cells), *recording.singles.shape[2:])
         )
         squares = np.diagonal(products, axis1=1, axis2=2).T
+        joined = np.square(recording.joint, dtype=np.float64).mean(axis=-1)
         for metric in set(metrics) & set(_SQUARED):
-            expected = squares if _SQUARED[metric] else np.sqrt(squares)
-            if not np.allclose(singles[metric], expected, rtol=_TOLERANCE, atol=0):
-                raise UsageError(f"the table's {metric} is not that of the stored latents")
+            for values, stored in ((singles[metric], squares), (joint[metric], joined)):
+                expected = stored if _SQUARED[metric] else np.sqrt(stored)
+                if not np.allclose(values, expected, rtol=_TOLERANCE, atol=0):
+                    raise UsageError(f"the table's {metric} is not that of the stored latents")
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.sqrt(squares).mean(axis=1) / np.float64(recording.floor.mean())
         return cls(

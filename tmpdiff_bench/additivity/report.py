@@ -129,7 +129,9 @@ def _summary_column(report: AdditivityReport, level: str) -> dict[str, str]:
 
 def _nfe_words(manifest: Mapping[str, Any]) -> str:
     spent, plain = manifest["nfe"]["spent"], manifest["nfe"]["plain_loop"]
-    words = f"{spent:,} NFE in {manifest['seconds']:.0f} s"
+    computed = manifest["nfe"].get("computed", spent)
+    words = f"{spent:,} NFE" if computed == spent else f"{spent:,} NFE, {computed:,} of them"
+    words += f" in {manifest['seconds']:.0f} s"
     return f"{words}; one pipeline call per plan would have spent {plain:,} ({plain / spent:.1f}x)"
 
 

@@ -12,6 +12,7 @@ import diffusers
 import torch
 import transformers
 from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
 
 from tmpdiff_bench.errors import UsageError, unknown
 from tmpdiff_bench.pipelines.base import StepwisePipeline
@@ -72,9 +73,13 @@ def load_model(
     # the components of a small model load faster than their bars are drawn
     transformers.logging.disable_progress_bar()
     diffusers.logging.disable_progress_bar()
-    pipeline = DiffusionPipeline.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, local_files_only=True
-    )
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"{folder} can't be loaded as a pipeline: {reason}") from error
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(target)
     return LoadedModel(model, pipeline, weights, weights_digest(folder))
@@ -103,7 +108,10 @@ def _check_family(folder: Path, model: str) -> None:
     index = folder / "model_index.json"
     if not index.is_file():
         raise UsageError(f"{folder} is no diffusers pipeline: it has no model_index.json")
-    found = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    try:
+        found = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    except (ValueError, AttributeError) as error:
+        raise UsageError(f"{index} is damaged: {error}") from error
     wanted = _FAMILIES[model][0]
     if found != wanted:
         raise UsageError(f"{folder} holds a {found}, but --model {model} takes a {wanted}")

@@ -21,7 +21,7 @@ class Solver:
     """A scheduler with its timesteps set.
 
     Raises:
-        UsageError: the scheduler draws random numbers, or calls the network more than twice a step.
+        UsageError: the scheduler is stochastic, or calls the network more than twice a step.
     """
 
     def __init__(self, scheduler: Any) -> None:
@@ -56,14 +56,24 @@ class Solver:
         return SamplerState(noise * getattr(self._fresh, "init_noise_sigma", 1.0), {})
 
     def advance(self, state: SamplerState, iteration: int, prediction: Tensor) -> SamplerState:
-        """The state after an iteration, given the network's (guided) prediction."""
+        """The state after an iteration, given the network's (guided) prediction.
+
+        Raises:
+            UsageError: the scheduler drew random numbers.
+        """
         scheduler = copy.copy(self._fresh)
         # lists are changed in place by multistep solvers: each call works on its own
         for name, value in {**vars(self._fresh), **state.memory}.items():
             setattr(scheduler, name, list(value) if isinstance(value, list) else value)
         scheduler._step_index = iteration
         timestep = self.timestep(iteration)
+        before_drawing = torch.get_rng_state()
         latents = scheduler.step(prediction, timestep, state.latents, return_dict=False)[0]
+        if not torch.equal(torch.get_rng_state(), before_drawing):
+            raise UsageError(
+                f"{type(scheduler).__name__} draws random numbers with these settings: only "
+                "deterministic schedulers are supported"
+            )
         before = vars(self._fresh)
         memory = {
             name: value

@@ -7,10 +7,11 @@ compute the same cell write the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class CellStore:
         path = self._path(key)
         try:
             content = path.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         arrays = _whole(content)
         if arrays is None:
@@ -62,6 +63,15 @@ class CellStore:
         content = save(ordered, metadata={"sha256": _arrays_digest(ordered)})
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
+
+    def discard(self, keys: Iterable[str]) -> None:
+        """Delete cells, and the folders that this leaves empty."""
+        for key in keys:
+            path = self._path(key)
+            path.unlink(missing_ok=True)
+            for folder in (path.parent, self.folder):
+                with contextlib.suppress(OSError):  # not empty, or gone
+                    folder.rmdir()
 
     def keys(self) -> Iterator[str]:
         """The keys of all cells, whole or not, in order."""

@@ -31,7 +31,7 @@ examples:
       table.csv and one .npy file an array, for other tools
 
 Interrupted, `record` goes on where it was; repeated, it reuses its recording. With --store, cells
-are kept, and found again by recordings of more prompts or seeds.
+are kept, and found again by recordings of more prompts.
 """
 
 
@@ -139,6 +139,8 @@ def _export(folder: Path, out: Path) -> None:
     from tmpdiff_bench.trajectory import Recording
 
     recording = Recording.open(folder)
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file: name a folder")
     out.mkdir(parents=True, exist_ok=True)
     recording.table.to_csv(out / "table.csv", index=False)
     for name, value in vars(recording).items():

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.levels import Level
 from tmpdiff_bench.pipelines import EMBEDDED, load_model
+from tmpdiff_bench.store import digest
 from tmpdiff_bench.trajectory.recorder import JointRun, record
 from tmpdiff_bench.trajectory.recording import Recording
 from tmpdiff_bench.trajectory.workload import Workload
@@ -24,6 +26,7 @@ def record_model(
     folder: Path,
     joint: Callable[[], Sequence[JointRun]],
     weights: str = EMBEDDED,
+    revision: str | None = None,
     levels: tuple[str, ...],
     steps: int,
     num_prompts: int,
@@ -47,7 +50,7 @@ def record_model(
     """
     _check(levels, steps, num_seeds, guidance)
     prompts = mixed_prompts(num_prompts, "calibration")
-    loaded = load_model(model, weights=weights, device=device)
+    loaded = load_model(model, weights=weights, revision=revision, device=device)
     pipeline = loaded.stepwise(steps=steps, guidance=guidance)
     texts = dict(zip(prompts["prompt_id"], prompts["text"], strict=True))
     if cut := pipeline.truncated(list(texts.values())):
@@ -55,7 +58,7 @@ def record_model(
     scheduler = loaded.pipeline.scheduler
     workload = Workload(
         model=model,
-        weights=weights,
+        weights=weights if revision is None else f"{weights}@{revision}",
         weights_digest=loaded.digest,
         sampler={"class": type(scheduler).__name__, **_plain(scheduler.config)},
         steps=steps,
@@ -79,6 +82,11 @@ def record_model(
         device=device,
         capture=capture,
         store=store,
+        about={
+            "level_specs": [asdict(Level.parse(name)) for name in levels],
+            "prompts_digest": digest(texts),
+            "long_prompts": cut,
+        },
     )
 
 

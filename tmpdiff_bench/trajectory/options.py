@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from tmpdiff_bench.commands import finite_float, positive_int
+from tmpdiff_bench.commands import finite_float, positive_int, seed
 from tmpdiff_bench.errors import UsageError
 
 
@@ -20,16 +20,10 @@ def levels(text: str) -> tuple[str, ...]:
     return names
 
 
-def seed(text: str) -> int:
-    """The argument type of `--seed`."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)
-
-
 Option = tuple[Callable[[str], Any], Any, str]
 EXPERIMENT: dict[str, Option] = {
-    "--weights": (str, "embedded", "'embedded', or a folder that diffusers saved"),
+    "--weights": (str, "embedded", "'embedded', a folder that diffusers saved, or a hub id"),
+    "--revision": (str, None, "branch, tag or commit of a hub id"),
     "--levels": (levels, ("fp32", "w8a8", "w4a8", "w4a4"), "the reference and the low levels"),
     "--reference": (str, None, "which of the levels is the reference (default: the first)"),
     "--steps": (positive_int, 20, "denoising steps"),

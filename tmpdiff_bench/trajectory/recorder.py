@@ -7,10 +7,10 @@ and ends with the same recording.
 
 from __future__ import annotations
 
+import hashlib
 import math
-import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from tmpdiff_bench.noise import initial_noise, keyed_noise
 from tmpdiff_bench.pipelines import Conditioning, StepwisePipeline
 from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.store import CellStore, clear_leftovers
-from tmpdiff_bench.trajectory.engine import PrefixEngine
+from tmpdiff_bench.trajectory.engine import NonFiniteLatentsError, PrefixEngine
 from tmpdiff_bench.trajectory.recording import Recording
 from tmpdiff_bench.trajectory.tree import nodes_per_step
 from tmpdiff_bench.trajectory.workload import Workload, environment
@@ -38,6 +38,7 @@ REPLICATED_SAMPLES = 8
 PICTURED_SAMPLES = 4
 # relative size of the jitter that makes a replicate: a few float32 ulps, as another batch would
 REPLICATE_JITTER = 1e-6
+_FAILED = "failed"  # in a cell: the message instead of arrays
 CAPTURES = ("terminal", "trajectory")
 _METRICS = (*LATENT_METRICS, *IMAGE_METRICS)
 
@@ -63,20 +64,27 @@ def record(
     device: str = "cpu",
     capture: str = "terminal",
     store: Path | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> Recording:
     """Record `workload` into `folder`, or go on with, or reuse, the recording that is there.
 
     `levels[0]` is the reference. The table's image metrics compare decoded images. `capture`:
     "terminal" keeps the latents of the reference at every step and the final ones of all other
     runs; "trajectory" those of single runs at every step as well. Finished cells are kept in
-    `store`, where other recordings find them; without one, in `folder` until it is whole.
+    `store`, where other recordings find them; without one, in `folder` until it is whole. `about`
+    is added to the manifest.
 
     Raises:
-        UsageError: `folder` holds another workload's recording, or a level or capture is unknown.
-        NonFiniteLatentsError: a run diverged.
+        UsageError: `folder` or `store` is a file, `folder` holds another workload's recording, a
+            joint plan is given twice or has fewer than two low steps, or a level or capture is
+            unknown.
+        NonFiniteLatentsError: a run diverged. All other cells are stored, that one as failed.
     """
     if capture not in CAPTURES:
         raise unknown("capture", capture, CAPTURES)
+    for path in filter(None, (folder, store)):
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"{path} is a file: name a folder")
     recorder = _Recorder(pipeline, workload, tuple(levels), tuple(joint), capture)
     if (folder / "manifest.json").exists():
         found = Recording.open(folder)
@@ -84,10 +92,11 @@ def record(
             raise UsageError(
                 f"{folder} holds a recording of other settings; name another folder with --out"
             )
-        _clear(folder)
+        clear_leftovers(folder)
         return found
     started = time.perf_counter()
-    chunks = recorder.run(CellStore(store or folder / "cells"))
+    cells = CellStore(store or folder / "cells")
+    chunks = recorder.run(cells)
     manifest: dict[str, Any] = {
         "key": recorder.key,
         "title": title,
@@ -95,20 +104,18 @@ def record(
         "workload": {**vars(workload), "seeds": list(workload.seeds)},
         "environment": environment(device),
         "capture": capture,
-        "nfe": recorder.nfe(),
+        "noise_digest": recorder.noise_digest(),
+        "numerical_floor": float(np.mean(np.concatenate([c["floor"] for c in chunks]))),
+        # `computed` in these seconds; the rest was in the store
+        "nfe": {**recorder.nfe(), "computed": recorder.computed},
         "seconds": round(time.perf_counter() - started, 1),
+        **(about or {}),
     }
     recording = recorder.assemble(chunks, manifest, title, dataset).save(folder)
-    _clear(folder)
-    return recording
-
-
-def _clear(folder: Path) -> None:
-    """Remove what a whole recording needs no more; another process at the same work has its own
-    copy in memory.
-    """
-    shutil.rmtree(folder / "cells", ignore_errors=True)
+    if store is None:  # another process at the same work has its own copy in memory
+        cells.discard(recorder.cell_keys)
     clear_leftovers(folder)
+    return recording
 
 
 class _Recorder:
@@ -148,7 +155,19 @@ class _Recorder:
             "jitter": REPLICATE_JITTER,
             "capture": capture,
         }
-        self.key = workload.key(**self._more, replicated=self.replicated.tolist())
+        self.cell_keys = [self._cell_key(rows) for rows in self.rows]
+        self.key = workload.key(
+            **self._more,
+            replicated=self.replicated.tolist(),
+            design=[(run.kind, run.held_out) for run in joint],
+        )
+        self.computed = 0
+        low = [sum(level != reference for level in run.plan) for run in joint]
+        if len({run.plan for run in joint}) < len(joint) or min(low, default=2) < 2:
+            raise UsageError(
+                "every joint plan must be given once, and have at least two low steps: the "
+                "reference and all single plans are recorded anyway"
+            )
 
     def nfe(self) -> dict[str, int]:
         """Network evaluations spent in all, and those of one loop per run."""
@@ -177,11 +196,11 @@ class _Recorder:
         ) as bar:
 
             def advance(nfe: int) -> None:
+                self.computed += nfe
                 bar.update(nfe)
 
-            bank, conditioning = None, None
-            for rows in self.rows:
-                key = self._cell_key(rows)
+            bank, conditioning, failures = None, None, list[str]()
+            for rows, key in zip(self.rows, self.cell_keys, strict=True):
                 chunk = store.get(key)
                 if chunk is None:
                     if bank is None or conditioning is None:
@@ -189,12 +208,27 @@ class _Recorder:
                             self.pipeline.denoiser, self.levels, self.pipeline.quantized
                         )
                         conditioning = self._encode()
-                    chunk = self._chunk(rows, bank, conditioning[rows.tolist()], advance)
+                    try:
+                        chunk = self._chunk(rows, bank, conditioning[rows.tolist()], advance)
+                    except NonFiniteLatentsError as error:
+                        named = (self.workload.samples[i] for i in rows)
+                        among = ", ".join(f"{prompt} seed {seed}" for prompt, seed in named)
+                        text = f"{error} (among {among})"
+                        chunk = {_FAILED: np.frombuffer(text.encode(), dtype=np.uint8)}
                     store.put(key, chunk)
                 else:
                     bar.update(math.ceil(total * len(rows) / len(self.workload.samples)))
+                if _FAILED in chunk:
+                    failures.append(chunk[_FAILED].tobytes().decode())
                 chunks.append(chunk)
+        if failures:
+            raise NonFiniteLatentsError("; ".join(failures))
         return chunks
+
+    def noise_digest(self) -> str:
+        """sha256 of the initial noise of all samples."""
+        noise = initial_noise(self.workload.samples, self.pipeline.latent_shape)
+        return hashlib.sha256(noise.numpy().tobytes()).hexdigest()
 
     def _encode(self) -> Conditioning:
         """Conditioning of every sample; each prompt is encoded alone, so that its numbers do not
@@ -236,7 +270,8 @@ class _Recorder:
         others = self.runs[len(self.captured) :]
         along, finals = engine(everyone).trajectories(self.captured, others)
         # one by one: the last bits move as they would in anybody's rerun at another batch size
-        again = engine(everyone, max_batch=1).evaluate([self.reference])
+        other = 1 if self.workload.max_batch > 1 else 2
+        again = engine(everyone, max_batch=other).evaluate([self.reference])
         replicated = [i for i in everyone if rows[i] in self.replicated]
         chunk = {
             "finals": finals,

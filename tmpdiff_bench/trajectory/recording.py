@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from tmpdiff_bench.errors import UsageError
@@ -104,10 +105,11 @@ class Recording:
         """
         folder = Path(folder)
         manifest = _read_manifest(folder)
-        contents = {
-            name: _read_verified(folder, name, digest) for name, digest in manifest["files"].items()
-        }
         try:
+            contents = {
+                name: _read_verified(folder, name, digest)
+                for name, digest in manifest["files"].items()
+            }
             arrays = load(contents["latents.safetensors"])
             pictures = load(contents["pictures.safetensors"])
             table = pd.read_parquet(_buffer(contents["table.parquet"]))
@@ -125,8 +127,11 @@ class Recording:
                 manifest=manifest,
                 **arrays,
             )
-        except (KeyError, TypeError) as error:
-            raise UsageError(f"{folder} is not a whole recording: {error} is missing") from error
+        except UsageError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
+            text = f"{type(error).__name__}: {error}"
+            raise UsageError(f"{folder} is not a whole recording ({text})") from error
 
 
 def _buffer(content: bytes) -> Any:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from tmpdiff_bench.commands import ArgumentParser, positive_int, run
+from tmpdiff_bench.commands import ArgumentParser, positive_int, run, seed
 
 DESCRIPTION = "Train the embedded models, and rebuild the models and prompts that ship in data/."
 EXAMPLES = """\
@@ -60,7 +60,7 @@ def _parser() -> ArgumentParser:
     train = commands.add_parser("train", help="train a part, or go on with it")
     train.add_argument("--model", choices=_PARTS, required=True, help="the part to train")
     train.add_argument("--iterations", type=positive_int, help="in all (default: the part's own)")
-    train.add_argument("--seed", type=int, default=0, help="seed of the run (default: 0)")
+    train.add_argument("--seed", type=seed, default=0, help="seed of the run (default: 0)")
     train.add_argument(
         "--start-from",
         type=Path,

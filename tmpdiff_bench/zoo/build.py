@@ -31,6 +31,7 @@ from tmpdiff_bench.zoo.prompts import mixed_prompts
 from tmpdiff_bench.zoo.recogniser import RecogniserPart
 from tmpdiff_bench.zoo.scenes import render, sample_scenes
 from tmpdiff_bench.zoo.sd3 import Sd3Part, build_pipeline, take_weights
+from tmpdiff_bench.zoo.text import MAX_TOKENS
 from tmpdiff_bench.zoo.training import Part, Schedule, load_average, train
 from tmpdiff_bench.zoo.vae import VaePart, reconstruction_psnr
 
@@ -42,12 +43,6 @@ _SCHEDULES = {
     "sd3": Schedule(14000, 1e-3),
 }
 PARTS = tuple(_SCHEDULES)
-# what the shipped run did otherwise than today's code
-_HISTORY = (
-    "The shipped run took its first transformer from an earlier run of 7,000 iterations (102\n"
-    "min), which had SD3's own position codes and logit-normal noise levels; iterations and time\n"
-    "above are those of the second run alone, on a machine that did other work as well."
-)
 
 
 def train_part(
@@ -164,7 +159,7 @@ def export_sd3(runs: Path, models: Path) -> dict[str, str]:
     pipeline = build_pipeline(vae, seed=0)
     part = Sd3Part(pipeline, *_no_data())
     state = load_average(part, runs / "sd3")
-    folder = models / "sd3"
+    shipped, folder = models / "sd3", models / ".sd3.new"
     shutil.rmtree(folder, ignore_errors=True)
     pipeline.to(torch.bfloat16).save_pretrained(folder, safe_serialization=True)
     # measured as users get it: loaded from the files, in float32
@@ -203,8 +198,9 @@ def export_sd3(runs: Path, models: Path) -> dict[str, str]:
 
 A small Stable-Diffusion-3-class model of Scenes, trained from nothing for tmpdiff_bench: a plain
 `StableDiffusion3Pipeline` folder. Weights are bfloat16; load them in float32 for reference runs.
-Accuracy is of {STEPS}-step samples at guidance {GUIDANCE:g}, one seed a prompt, read by the Scenes
-recogniser; an object counts when everything that the prompt says of it is right.
+Accuracy is of {STEPS}-step samples at guidance {GUIDANCE:g} and `max_sequence_length={MAX_TOKENS}`,
+one seed a prompt, read by the Scenes recogniser; an object counts when everything that the prompt
+says of it is right.
 
 ![samples on held-out prompts](card/samples.png)
 
@@ -217,12 +213,20 @@ recogniser; an object counts when everything that the prompt says of it is right
 Training: Muon for hidden matrices and AdamW for all else, batch 64, noise levels uniform over
 the sampler's steps, prompt dropout 0.1, averaged weights, {TRAINING_SCENES:,} scenes with four
 captions each (English 50 %, German 25 %, Spanish 25 %).
-{_HISTORY}
+{_history(runs / "sd3")}
 Known failures are the gaps in the second table. The model knows Scenes captions only.
 Rebuild: `python -m tmpdiff_bench.zoo train --model vae|recogniser|sd3`, then `... export`.
 """
     (folder / "README.md").write_text(text, encoding="utf-8")
+    shutil.rmtree(shipped, ignore_errors=True)
+    folder.rename(shipped)
     return figures
+
+
+def _history(run: Path) -> str:
+    """What the run did otherwise than today's code would: notes.txt in its folder."""
+    notes = run / "notes.txt"
+    return notes.read_text(encoding="utf-8").strip() if notes.exists() else ""
 
 
 def _no_data() -> tuple[LatentSet, LatentSet]:

@@ -192,7 +192,13 @@ class Averaged:
 
 
 def load_average(part: Part, folder: Path) -> dict[str, object]:
-    """Put the averaged weights of a run into `part.modules`; returns the run's `state.json`."""
+    """Put the averaged weights of a run into `part.modules`; returns the run's `state.json`.
+
+    Raises:
+        UsageError: there is no run in `folder`.
+    """
+    if not (folder / "state.json").exists():
+        raise UsageError(f"there is no training run in {folder}: train {part.name} first")
     tensors = load_file(folder / "state.safetensors")
     average = {
         k.removeprefix("average/"): v for k, v in tensors.items() if k.startswith("average/")
@@ -261,7 +267,7 @@ def _resume(
     if (state["part"], state["seed"]) != (part.name, seed):
         raise UsageError(
             f"{folder} holds a run of {state['part']!r} with seed {state['seed']}, not of "
-            f"{part.name!r} with seed {seed}: name another --run-folder"
+            f"{part.name!r} with seed {seed}: name another folder with --runs"
         )
     from safetensors import safe_open
 
