@@ -20,6 +20,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,7 @@ def bounded(setting: Setting, plans: Sequence[PrecisionPlan]) -> list[dict[str, 
     for states in (10_000, 200, 50, 25):
         bound = states * setting.noise.nbytes
         engine = setting.engine(state_memory=bound)
-        spent = seconds(lambda engine=engine: engine.evaluate(plans))
+        spent = seconds(partial(engine.evaluate, plans))
         rows.append(
             {"bound, states": states, "peak, bytes": engine.peak_memory, "bound, bytes": bound}
             | {"network evaluations": engine.nfe, "s": spent}

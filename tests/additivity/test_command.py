@@ -53,6 +53,7 @@ def test_model_is_recorded_with_the_options_given(
     assert asked == {
         "model": "sd3",
         "weights": "embedded",
+        "revision": None,
         "levels": ("fp32", "w8a8", "w4a4"),
         "steps": 20,
         "num_prompts": 16,

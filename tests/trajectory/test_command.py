@@ -126,10 +126,11 @@ def test_two_processes_and_ctrl_c(tmp_path: Path) -> None:
     """Two at once on one store, one of them interrupted: it goes on, and all ends whole."""
     command = [sys.executable, "-m", "tmpdiff_bench.trajectory", "record", *SMALL]
     command += ["--num-prompts", "16", "--store", str(tmp_path / "store"), "--out"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     two = [
-        subprocess.Popen([*command, str(tmp_path / name)], env=environment, **pipes)
+        subprocess.Popen(
+            [*command, str(tmp_path / name)], env=environment, stderr=subprocess.PIPE, text=True
+        )
         for name in ("interrupted", "other")
     ]
     while not list((tmp_path / "store").glob("??/*.safetensors")):

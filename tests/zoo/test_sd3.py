@@ -49,7 +49,7 @@ def test_placed_captions_are_marked(
 def test_the_first_iterations_see_placed_captions_only(
     untrained_sd3: StableDiffusion3Pipeline, data: LatentSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sd3.shutil, "which", lambda _: None)  # nothing is compiled
+    monkeypatch.setattr("shutil.which", lambda _: None)  # nothing is compiled
     part = Sd3Part(untrained_sd3, data, data, batch=16)
     seen: list[torch.Tensor] = []
     monkeypatch.setattr(part, "_flow_loss", lambda latents, clip, t5, generator: seen.append(t5))

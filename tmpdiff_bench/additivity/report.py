@@ -38,7 +38,7 @@ def write_report(report: AdditivityReport, recording: Recording, out: Path) -> P
     `UsageError` where `out` holds anything else (`check_folder`).
     """
     # here, so that `check_folder` is there before anything slow is imported
-    from tmpdiff_bench.trajectory.recording import write_atomically
+    from tmpdiff_bench.store import write_atomically
 
     check_folder(out)
     drawings = [

@@ -36,7 +36,8 @@ class Solver:
         self._fresh._begin_index = 0
 
     def __len__(self) -> int:
-        return (len(self._fresh.timesteps) + self._fresh.order - 1) // self._fresh.order
+        order: int = self._fresh.order
+        return (len(self._fresh.timesteps) + order - 1) // order
 
     def iterations(self, step: int) -> range:
         """The calls of the network that make up a step, as indices of the scheduler's timesteps.

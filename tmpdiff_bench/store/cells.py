@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from tmpdiff_bench.store.files import write_atomically
+from tmpdiff_bench.store.files import clear_leftovers, write_atomically
 
 Arrays = Mapping[str, NDArray[Any]]
 _LENGTH_BYTES = 8  # of a safetensors header's length, little-endian, at the start of the file
@@ -69,6 +69,7 @@ class CellStore:
         for key in keys:
             path = self._path(key)
             path.unlink(missing_ok=True)
+            clear_leftovers(path.parent)
             for folder in (path.parent, self.folder):
                 with contextlib.suppress(OSError):  # not empty, or gone
                     folder.rmdir()

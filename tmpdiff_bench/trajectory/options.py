@@ -58,7 +58,7 @@ def settings(parsed: argparse.Namespace, options: dict[str, Option]) -> dict[str
     Raises:
         UsageError: the reference is not among the levels.
     """
-    found = {
+    found: dict[str, Any] = {
         _attribute(option): getattr(parsed, _attribute(option), default)
         for option, (_, default, _) in options.items()
     }

@@ -92,7 +92,7 @@ def record(
             raise UsageError(
                 f"{folder} holds a recording of other settings; name another folder with --out"
             )
-        clear_leftovers(folder)
+        recorder.clear(folder, store)
         return found
     started = time.perf_counter()
     cells = CellStore(store or folder / "cells")
@@ -112,9 +112,7 @@ def record(
         **(about or {}),
     }
     recording = recorder.assemble(chunks, manifest, title, dataset).save(folder)
-    if store is None:  # another process at the same work has its own copy in memory
-        cells.discard(recorder.cell_keys)
-    clear_leftovers(folder)
+    recorder.clear(folder, store)
     return recording
 
 
@@ -224,6 +222,14 @@ class _Recorder:
         if failures:
             raise NonFiniteLatentsError("; ".join(failures))
         return chunks
+
+    def clear(self, folder: Path, store: Path | None) -> None:
+        """Remove what a whole recording needs no more. Another process at the same work goes on: it
+        has what it needs in memory.
+        """
+        if store is None:
+            CellStore(folder / "cells").discard(self.cell_keys)
+        clear_leftovers(folder)
 
     def noise_digest(self) -> str:
         """sha256 of the initial noise of all samples."""
