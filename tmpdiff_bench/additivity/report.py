@@ -89,7 +89,7 @@ def summary_text(report: AdditivityReport, page: Path) -> str:
         f"{manifest['title']}: {report.steps} steps, {report.prompts} prompts, "
         f"{report.samples} samples, reference {report.levels[0]}",
         f"{metric_label(MAIN_METRIC)} of joint plans, predicted from single steps: "
-        "R2 over plans about the identity line, and verdict",
+        "R2 over plans, and verdict",
         "",
         " " * first + "".join(level.ljust(wide) for level in shown),
         *(
