@@ -34,7 +34,7 @@ from tmpdiff_bench.trajectory.recording import Recording
 from tmpdiff_bench.trajectory.tree import nodes_per_step
 from tmpdiff_bench.trajectory.workload import Workload, environment
 
-REPLICATED_SAMPLES = 8
+REPLICATED_SAMPLES = 4
 PICTURED_SAMPLES = 4
 # relative size of the jitter that makes a replicate: a few float32 ulps, as another batch would
 REPLICATE_JITTER = 1e-6
