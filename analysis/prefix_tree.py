@@ -68,6 +68,7 @@ def draw_tree(ax: Axes, plans: Sequence[PrecisionPlan]) -> None:
     ax.set(xlabel="steps done", xticks=range(STEPS + 1), yticks=[])
     ax.grid(False)
     ax.spines["left"].set_visible(False)
+    ax.set_ylim(top=1.3 * max(heights.values()))  # room for the key
     ax.legend(loc="upper left")
     spent = sum(nodes_per_step(plans))
     ax.set_title(f"{len(plans)} plans: {spent} network steps, not {len(plans) * STEPS}")

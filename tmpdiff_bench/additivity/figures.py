@@ -76,8 +76,8 @@ def predicted_against_measured(report: AdditivityReport) -> Drawing | None:
         name="predicted-against-measured",
         title="Predicted against measured joint errors",
         caption=(
-            "Each point is a plan's mean over samples: on the line the predictor is right, below "
-            "it overestimates, above it underestimates; R² is about the line, in plans' mean logs."
+            "Each point is a plan's geometric mean over samples: on the line the predictor is "
+            "right, below it overestimates, above it underestimates; R² is about the line, in logs."
         ),
         alt="Scatter plots of predicted against measured error, one per predictor and level. "
         + "; ".join(
@@ -144,7 +144,7 @@ def _score_text(score: Score) -> str:
 def _limits(records: list[Predictions]) -> tuple[float, float]:
     """One range for both axes, so that the identity line is the diagonal."""
     means = np.concatenate(
-        [values.mean(axis=1) for record in records for values in (record.predicted, record.joint)]
+        [_means(values) for record in records for values in (record.predicted, record.joint)]
     )
     means = means[means > 0]
     return float(means.min()) / 1.25, float(means.max()) * 1.25
@@ -161,9 +161,16 @@ def _plan_style(colour: str, *, held_out: bool) -> dict[str, Any]:
     return {"color": colour, "mfc": face, "marker": "o", "ms": 3.6, "mew": 0.8, "ls": ""}
 
 
+def _means(values: Floats) -> Floats:
+    """Geometric means over samples, which R2 over plans compares; 0 where a value is 0."""
+    with np.errstate(divide="ignore"):
+        means: Floats = np.exp(np.log(values).mean(axis=1))
+    return means
+
+
 def _plan_points(ax: Axes, record: Predictions) -> None:
     colour = predictor_colour(record.predictor)
-    predicted, joint = record.predicted.mean(axis=1), record.joint.mean(axis=1)
+    predicted, joint = _means(record.predicted), _means(record.joint)
     for held_out in (False, True):
         rows = record.held_out == held_out
         ax.plot(predicted[rows], joint[rows], **_plan_style(colour, held_out=held_out))
