@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from tmpdiff_bench.commands import run
 from tmpdiff_bench.levels import LEVEL_NAMES, LevelBank
 from tmpdiff_bench.noise import initial_noise
 from tmpdiff_bench.pipelines import StepwisePipeline, load_model
@@ -119,6 +120,7 @@ def compare(setting: Setting, plans: Sequence[PrecisionPlan]) -> dict[str, Any]:
         results.append(setting.call(plans[i]))
         times.append(time.perf_counter() - started)
     looped = statistics.mean(times) * len(plans)
+    setting.engine().evaluate(plans[-16:])  # warm-up
     engine = setting.engine()
     started = time.perf_counter()
     finals = engine.evaluate(plans)
@@ -194,14 +196,14 @@ def level_ratios(setting: Setting) -> dict[str, float]:
     return {level: statistics.median(r[level] / r[LEVELS[0]] for r in rounds) for level in levels}
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Run all comparisons, print them, and save them as JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/engine.json"))
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     high, low = LEVELS
     twenty, ten = Setting(20, options.samples), Setting(10, options.samples)
     singles = [PrecisionPlan.uniform(high, 20)]
@@ -230,4 +232,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
