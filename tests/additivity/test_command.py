@@ -64,6 +64,7 @@ def test_model_is_recorded_with_the_options_given(
         "joint_plans": 12,
         "max_batch": 32,
         "state_memory": 2**30,
+        "chunk": 8,
         "folder": Path("additivity-sd3/recording"),
     }
 

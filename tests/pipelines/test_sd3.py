@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import (
+    DDIMScheduler,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
@@ -16,6 +17,7 @@ from diffusers import (
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.noise import initial_noise
 from tmpdiff_bench.pipelines import SamplerState, Sd3Stepwise
+from tmpdiff_bench.pipelines.solver import Solver
 
 PROMPTS = ["a red circle", "two blue stars and a green ring", ""]
 SAMPLES = [(str(i), i) for i in range(len(PROMPTS))]
@@ -104,6 +106,24 @@ def test_step_leaves_its_input_alone(untrained_sd3: StableDiffusion3Pipeline) ->
     second = stepwise.step(state, 0, stepwise.denoiser, conditioning)
     assert torch.equal(state.latents, before)
     assert torch.equal(first.latents, second.latents)
+
+
+def test_ddim_is_the_loop_of_diffusers() -> None:
+    """A scheduler that no flow model takes: against its own loop, on a nonlinear toy."""
+    noise = initial_noise(SAMPLES, (4, 8, 8))
+    theirs, ours = DDIMScheduler(), DDIMScheduler()
+    for scheduler in (theirs, ours):
+        scheduler.set_timesteps(8)
+    expected = noise
+    for t in theirs.timesteps:
+        expected = theirs.step(expected.sin() + t / 1000, t, expected).prev_sample
+    solver = Solver(ours)
+    state = solver.initial_state(noise)
+    for step in range(len(solver)):
+        for iteration in solver.iterations(step):
+            prediction = state.latents.sin() + solver.timestep(iteration) / 1000
+            state = solver.advance(state, iteration, prediction)
+    assert torch.equal(state.latents, expected)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

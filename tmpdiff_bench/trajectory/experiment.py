@@ -17,8 +17,6 @@ from tmpdiff_bench.trajectory.recording import Recording
 from tmpdiff_bench.trajectory.workload import Workload
 from tmpdiff_bench.zoo.prompts import mixed_prompts
 
-CHUNK = 8  # samples that are computed and saved together
-
 
 def record_model(
     model: str,
@@ -36,6 +34,7 @@ def record_model(
     device: str,
     max_batch: int,
     state_memory: int,
+    chunk: int = 8,
     capture: str = "terminal",
     store: Path | None = None,
 ) -> Recording:
@@ -43,7 +42,8 @@ def record_model(
 
     `levels[0]` is the reference. `seed` is the first of `num_seeds` noise seeds. Calibration
     prompts of the three Scenes sets are used in turn. `joint` is called after all other values
-    have been checked. `capture` and `store` as in `record`.
+    have been checked. A crash loses the cell in hand, `chunk` samples. `capture` and `store` as in
+    `record`.
 
     Raises:
         UsageError: a value that can't be used, with the way out.
@@ -69,7 +69,7 @@ def record_model(
         dtype=str(next(pipeline.denoiser.parameters()).dtype).removeprefix("torch."),
         max_batch=max_batch,
         state_memory=state_memory,
-        chunk=CHUNK,
+        chunk=chunk,
     )
     return record(
         pipeline,

@@ -33,6 +33,7 @@ EXPERIMENT: dict[str, Option] = {
     "--seed": (seed, 0, "first noise seed, also that of the choice of joint plans"),
     "--device": (str, "cpu", "where the model runs, such as cpu or cuda"),
     "--max-batch": (positive_int, 32, "samples in one pass of the network, at most"),
+    "--chunk": (positive_int, 8, "samples that are run and stored as one cell"),
     "--state-memory": (positive_int, 1024, "MiB of intermediate latents held, at most"),
 }
 
