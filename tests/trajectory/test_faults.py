@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import SmallDisk
 from tests.trajectory.conftest import ToyBank
 from tests.trajectory.test_recorder import LEVELS, contents, make
 from tmpdiff_bench.trajectory import PrefixEngine, Recording, recorder
@@ -68,21 +69,10 @@ def test_killed_at_fifty_random_moments(tmp_path: Path, monkeypatch: pytest.Monk
         Recording.open(folder)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path):
-    """A tmpfs of 40 KiB, and a function that makes it larger."""
-    mount = ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(tmp_path)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("mounting a tmpfs takes root")
-    larger = ["mount", "-o", "remount,size=16m", str(tmp_path)]
-    yield tmp_path, lambda: subprocess.run(larger, check=True)
-    subprocess.run(["umount", str(tmp_path)], check=True)
-
-
 def test_a_full_disk_loses_nothing(
-    small_disk, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    small_disk: SmallDisk, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, enlarge = small_disk
+    folder = small_disk.folder
     monkeypatch.setattr(recorder, "LevelBank", lambda *_: ToyBank(LEVELS))
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     make(elsewhere, chunk=1)
@@ -90,7 +80,7 @@ def test_a_full_disk_loses_nothing(
         make(folder / "recording", chunk=1)
     kept = len(list((folder / "recording" / "cells").glob("??/*.safetensors")))
     assert kept >= 1
-    enlarge()
+    small_disk.enlarge()
     computed = []
 
     def counting(*args, **options):
