@@ -58,7 +58,8 @@ def test_info_verify_and_export(
     assert "w4a4 against fp32" in told
     assert "3: 3 prompts" in told
     assert _status(["verify", str(made / "mine"), str(made / "store")]) == 0
-    assert "1 cells, all whole" in capsys.readouterr().out
+    # one chunk: the reference, 3 single and 2 joint runs, the floor, 3 replicates
+    assert "10 cells, all whole" in capsys.readouterr().out
     assert _status(["export", str(made / "mine"), "--out", str(tmp_path)]) == 0
     recording = Recording.open(made / "mine")
     np.testing.assert_array_equal(np.load(tmp_path / "singles.npy"), recording.singles)
@@ -82,7 +83,7 @@ def test_a_store_serves_other_recordings(
 def test_damage_is_told(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder, pattern in (("mine", "latents.safetensors"), ("store", "??/*.safetensors")):
         subprocess.run(["cp", "-r", str(made / folder), str(tmp_path)], check=True)
-        [path] = (tmp_path / folder).glob(pattern)
+        path = next((tmp_path / folder).glob(pattern))
         content = bytearray(path.read_bytes())
         content[-1] ^= 1
         path.write_bytes(content)

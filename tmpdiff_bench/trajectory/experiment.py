@@ -12,7 +12,8 @@ from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.levels import Level
 from tmpdiff_bench.pipelines import EMBEDDED, load_model
 from tmpdiff_bench.store import digest
-from tmpdiff_bench.trajectory.recorder import JointRun, record
+from tmpdiff_bench.trajectory.jobs import JointRun
+from tmpdiff_bench.trajectory.recorder import record
 from tmpdiff_bench.trajectory.recording import Recording
 from tmpdiff_bench.trajectory.workload import Workload
 from tmpdiff_bench.zoo.prompts import mixed_prompts
@@ -34,7 +35,6 @@ def record_model(
     device: str,
     max_batch: int,
     state_memory: int,
-    chunk: int = 8,
     capture: str = "terminal",
     store: Path | None = None,
 ) -> Recording:
@@ -42,8 +42,7 @@ def record_model(
 
     `levels[0]` is the reference. `seed` is the first of `num_seeds` noise seeds. Calibration
     prompts of the three Scenes sets are used in turn. `joint` is called after all other values
-    have been checked. A crash loses the cell in hand, `chunk` samples. `capture` and `store` as in
-    `record`.
+    have been checked. `capture`, `store` and `state_memory` as in `record`.
 
     Raises:
         UsageError: a value that can't be used, with the way out.
@@ -68,8 +67,6 @@ def record_model(
         seeds=tuple(range(seed, seed + num_seeds)),
         dtype=str(next(pipeline.denoiser.parameters()).dtype).removeprefix("torch."),
         max_batch=max_batch,
-        state_memory=state_memory,
-        chunk=chunk,
     )
     return record(
         pipeline,
@@ -82,8 +79,9 @@ def record_model(
         device=device,
         capture=capture,
         store=store,
+        state_memory=state_memory,
+        level_specs={name: asdict(Level.parse(name)) for name in levels},
         about={
-            "level_specs": [asdict(Level.parse(name)) for name in levels],
             "prompts_digest": digest(texts),
             "long_prompts": cut,
         },
