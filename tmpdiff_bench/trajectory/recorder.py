@@ -27,11 +27,10 @@ from tmpdiff_bench.levels import LevelBank
 from tmpdiff_bench.metrics import IMAGE_METRICS, LATENT_METRICS
 from tmpdiff_bench.noise import initial_noise, keyed_noise
 from tmpdiff_bench.pipelines import Conditioning, StepwisePipeline
-from tmpdiff_bench.plan import PrecisionPlan
+from tmpdiff_bench.plan import PrecisionPlan, nodes_per_step
 from tmpdiff_bench.store import CellStore, clear_leftovers
 from tmpdiff_bench.trajectory.engine import NonFiniteLatentsError, PrefixEngine
 from tmpdiff_bench.trajectory.recording import Recording
-from tmpdiff_bench.trajectory.tree import nodes_per_step
 from tmpdiff_bench.trajectory.workload import Workload, environment
 
 REPLICATED_SAMPLES = 4
