@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -107,9 +108,7 @@ class AllocationProblem:
         nfe = self.nfe_per_step
         each = (nfe,) * len(costs) if isinstance(nfe, int) else tuple(nfe)
         if len(each) != len(costs) or not all(isinstance(n, int) and n >= 1 for n in each):
-            raise UsageError(
-                f"nfe_per_step is {nfe!r}: 1 or more is needed, alike or for each step"
-            )
+            raise UsageError(f"nfe_per_step is {nfe!r}: 1 or more is needed, for all or each")
         set_(self, "nfe_per_step", each)
         set_(self, "budget", _finite("budget", self.budget))
         least = math.fsum(costs.min(axis=1))
@@ -277,7 +276,7 @@ class Allocation:
             m.error if cost <= limit and not math.isnan(m.error) else math.inf
             for m, cost in zip(self.trace, self._costs, strict=True)
         ]
-        return np.minimum.accumulate(np.array(errors)).tolist()
+        return list(itertools.accumulate(errors, min))
 
     def __str__(self) -> str:
         """A few lines of at most 88 columns."""

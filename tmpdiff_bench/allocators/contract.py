@@ -28,7 +28,7 @@ class ContractError(AssertionError):
     """An allocator broke a promise; the message says which, and on what problem."""
 
 
-class OracleFailure(Exception):
+class OracleFailureError(Exception):
     """What the failing oracles of the suite raise."""
 
 
@@ -252,13 +252,13 @@ def _failing(allocate: Allocate, task: Task, found: Allocation) -> None:
 
     def error(plan: PrecisionPlan) -> float:
         if made[0] == fails_at:
-            raise OracleFailure
+            raise OracleFailureError
         made[0] += 1
         return problem.error(plan)
 
     try:
         allocate(task.problem(error))
-    except OracleFailure as failure:
+    except OracleFailureError as failure:
         partial = getattr(failure, "partial", None)
         if partial is None or sum(not m.read for m in partial) != fails_at:
             raise ContractError(f"what was paid for is not in `partial` ({task})") from failure

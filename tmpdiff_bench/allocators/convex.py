@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tmpdiff_bench.allocators.base import Floats
 
+Indices = NDArray[np.int64]
 _SHRINK = 0.25  # of the barrier's weight between two Newton steps
 _BARRIER_END = 1e-6
 _NEWTON_STEPS = 60
@@ -29,7 +30,7 @@ class ConvexForm:
     linear: Floats
 
 
-def pairs_of_steps(steps: int, cells: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def pairs_of_steps(steps: int, cells: int) -> tuple[Indices, Indices]:
     """Pairs (i < j) of cells that belong to one step; cells are ordered by level, then step."""
     first, second = np.triu_indices(cells, 1)
     same = first % steps == second % steps

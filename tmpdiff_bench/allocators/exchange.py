@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -57,4 +55,4 @@ def exchange(
             break
         choice = choice.copy()
         choice[at[i]], choice[at[j]] = to[i], to[j]
-    return cast("NDArray[np.int64]", choice)
+    return choice

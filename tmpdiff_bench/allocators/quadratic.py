@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tmpdiff_bench.allocators.base import COST_TOLERANCE, Choice, Floats
-from tmpdiff_bench.allocators.convex import convex_form, pairs_of_steps
+from tmpdiff_bench.allocators.convex import Indices, convex_form, pairs_of_steps
 from tmpdiff_bench.allocators.exchange import exchange, within_budget
 from tmpdiff_bench.allocators.relaxation import Masks, Relaxation
 
 TOLERANCE = 1e-9  # relative, of the minimum: what is closer than that is taken for equal
 _BATCH = 128
+_MOST_ROUNDS, _CELLS_PER_ROUND = 10, 12  # small problems are quicker searched than bounded
 _ROOT_ROUNDS, _NODE_ROUNDS = 250, 40
 _STARTS = 8
 _NOTHING = 1e-13  # of the largest entry: what rounding leaves of a form that is zero
@@ -50,7 +51,7 @@ class Weights:
     def start(cls, cells: int, pairs: int) -> Weights:
         return cls(np.full(cells, 0.25), np.full(pairs, 0.05))
 
-    def add(self, x: Floats, first: Floats, second: Floats) -> None:
+    def add(self, x: Floats, first: Indices, second: Indices) -> None:
         """Take in another fractional solution x (K,)."""
         self.rounds += 1
         share = 1 / (self.rounds + 0.5)
@@ -73,22 +74,22 @@ def least_quadratic(
     budget: float,
     *,
     max_nodes: int,
-    rounds: int = 10,
+    rounds: int | None = None,
     weights: Weights | None = None,
     starts: Iterable[Choice] = (),
 ) -> Solution:
     """Minimise s'Gs over plans whose cost is within the budget.
 
     `gram` (K, K) symmetric, definite or not, cells by level, then step; `step_costs` (S, L). The
-    root takes `rounds` of: reformulate (`convex_form`) for the fractional solutions so far, solve
-    the relaxation. Fictitious play of the two approaches the bound of a semidefinite program. Then
+    root takes `rounds` (default: by size, up to 10) of: reformulate (`convex_form`) for the
+    fractional solutions so far, solve the relaxation. Fictitious play of the two approaches the bound of a semidefinite program. Then
     best-first search: nodes are bounded in batches, levels whose bound is too high are struck out,
     and the step that the relaxation gains most from is branched on. Ends when no node is left, or
     after `max_nodes`: a number and not a time, so that results repeat.
 
     `starts` are plans known to be good; `weights` are used and updated.
     """
-    steps, levels = step_costs.shape
+    steps = len(step_costs)
     scale = float(np.abs(gram).max(initial=0.0)) or 1.0
     unit = float(step_costs.max()) or 1.0
     gram, costs = gram / scale, np.ascontiguousarray(step_costs.T) / unit
@@ -99,8 +100,10 @@ def least_quadratic(
     definite = len(gram) == 0 or np.linalg.eigvalsh(gram)[0] >= -_NOTHING
     if definite and search.value <= _NOTHING:
         return Solution(search.choice, search.value * scale, min(0.0, search.value) * scale, 0)
-    first, second = pairs_of_steps(steps, len(gram))
-    weights = weights or Weights.start(len(gram), len(first))
+    if weights is None:
+        weights = Weights.start(len(gram), len(pairs_of_steps(steps, len(gram))[0]))
+    if rounds is None:
+        rounds = min(_MOST_ROUNDS, 2 + len(gram) // _CELLS_PER_ROUND)
     relaxation, root = _root(gram, costs, limit, weights, rounds, search)
     bound, nodes = _search(relaxation, root, search, max_nodes)
     return Solution(search.choice, search.value * scale, min(bound, search.value) * scale, nodes)
@@ -182,7 +185,7 @@ def _search(
         search.offer(bounds.extra[int(least.argmin())].argmin(axis=0))
         below = least[:, None, None] + bounds.extra
         masks &= below < search.goal
-        for i in np.flatnonzero((least < search.goal) & masks.any(axis=1).all(axis=1)):
+        for i in np.flatnonzero((least < search.goal) & np.all(masks.any(axis=1), axis=1)):
             for mask, bound in _children(relaxation, masks[i], x[i], below[i], search):
                 heapq.heappush(heap, _Node(bound, next(numbers), mask, x[i], float(price[i])))
     return min((node.bound for node in heap), default=search.value), nodes
