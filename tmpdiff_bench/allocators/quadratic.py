@@ -82,10 +82,10 @@ def least_quadratic(
 
     `gram` (K, K) symmetric, definite or not, cells by level, then step; `step_costs` (S, L). The
     root takes `rounds` (default: by size, up to 10) of: reformulate (`convex_form`) for the
-    fractional solutions so far, solve the relaxation. Fictitious play of the two approaches the bound of a semidefinite program. Then
-    best-first search: nodes are bounded in batches, levels whose bound is too high are struck out,
-    and the step that the relaxation gains most from is branched on. Ends when no node is left, or
-    after `max_nodes`: a number and not a time, so that results repeat.
+    fractional solutions so far, solve the relaxation. Fictitious play of the two approaches the
+    bound of a semidefinite program. Then best-first search: nodes are bounded in batches, levels
+    whose bound is too high are struck out, and the step whose rounding costs most is branched on.
+    Ends when no node is left, or after `max_nodes`: a number and not a time, so results repeat.
 
     `starts` are plans known to be good; `weights` are used and updated.
     """
