@@ -1,8 +1,8 @@
 """Table and figure: what each allocator finds on the embedded sd3, and what it pays for it.
 
-    python analysis/allocators.py [--live-samples 2] [--out reports]
+    python -m analysis.allocators [--live-samples 2] [--out reports]
 
-At 8 steps the errors of all plans are known (`analysis/every_plan.py` measures them), so regret,
+At 8 steps the errors of all plans are known (`analysis.every_plan` measures them), so regret,
 error over the least possible error minus 1, is exact. At 20 steps plans are measured live on
 calibration prompts, and there is no optimum to compare with (`--live-samples 0` leaves this out).
 Levels fp32, w8a8 and w4a4; costs 1, 0.5 and 0.25: an assumption, proportional to bits, and no
@@ -152,7 +152,7 @@ def main(argv: Sequence[str]) -> None:
     if not len(data.errors):
         raise UsageError(
             f"no table of all plans in {options.out / 'allocators'}: "
-            "run python analysis/every_plan.py first"
+            "run python -m analysis.every_plan first"
         )
     rows, shown = small(data)
     if options.live_samples > 0:

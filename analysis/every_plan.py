@@ -1,6 +1,6 @@
 """Data: the error of every plan of a small task, so that regret can be exact.
 
-    python analysis/every_plan.py [--samples 4] [--out reports/allocators]
+    python -m analysis.every_plan [--samples 4] [--out reports/allocators]
 
 The embedded sd3 with 8 steps and the levels fp32, w8a8 and w4a4: all 6,561 plans, run once through
 the prefix tree on calibration prompts. Writes one file per sample (`every-plan-N.safetensors`:
@@ -16,6 +16,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,7 +98,10 @@ def measure(path: Path, index: int) -> None:
         "prompts": work.prompts,
         "nfe": error.engine.nfe,
     }
-    arrays = {"errors": errors.astype(np.float32), "products": mean_products(deviations)}
+    arrays: dict[str, NDArray[Any]] = {
+        "errors": errors.astype(np.float32),
+        "products": mean_products(deviations),
+    }
     write_atomically(path, save(arrays, {"about": json.dumps(about, ensure_ascii=False)}))
 
 

@@ -38,7 +38,8 @@ def deviations(steps: int, *, dimensions: int, shared: float) -> NDArray[np.floa
     size = np.r_[0.3 * np.linspace(1.5, 0.5, steps), np.linspace(1.5, 0.5, steps)]
     vectors = rng.normal(size=(2 * steps, dimensions))
     vectors = np.sqrt(1 - shared) * vectors + np.sqrt(shared) * rng.normal(size=dimensions)
-    return vectors * (size * rng.lognormal(0, 0.4, 2 * steps))[:, None] / np.sqrt(dimensions)
+    size *= rng.lognormal(0, 0.4, 2 * steps)
+    return np.asarray(vectors * size[:, None] / np.sqrt(dimensions))
 
 
 def problem(steps: int, *, dimensions: int = 1024, shared: float = 0.5) -> AllocationProblem:

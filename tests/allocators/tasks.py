@@ -66,7 +66,9 @@ def tables(draw: st.DrawFn, *, equal_costs: bool) -> tuple[Floats, float, Floats
     levels = draw(st.integers(2, 3))
     steps = draw(st.integers(1, 7 if levels == 2 else 5))
     cents = st.lists(st.integers(1, 100), min_size=levels, max_size=levels)
-    rows = [sorted(draw(cents), reverse=True) for _ in range(1 if equal_costs else steps)]
+    rows: list[list[int]] = [
+        sorted(draw(cents), reverse=True) for _ in range(1 if equal_costs else steps)
+    ]
     costs = np.broadcast_to(np.array(rows, dtype=float), (steps, levels)) / 100
     errors = st.lists(st.integers(0, 50), min_size=levels - 1, max_size=levels - 1)
     singles = np.zeros((steps, levels))

@@ -79,7 +79,7 @@ def test_tolerance_mode_stays_within_tolerance(
     found = bisection(problem, tolerance=tolerance)
     assert found.error <= tolerance
     assert found.evaluations <= max(1, 2 * problem.steps * (len(problem.levels) - 1))
-    if singles.sum(axis=0)[-1] <= tolerance and (costs[:, -1] < costs[:, 0]).all():
+    if singles.sum(axis=0)[-1] <= tolerance and (costs[:, -1:] < costs[:, :-1]).all():
         assert found.plan == problem.plan(problem.cheapest)  # everything is within its share
 
 
@@ -124,7 +124,7 @@ KINDS = ["low rank", "full", "negative", "indefinite", "diagonal", "zero"]
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("nodes", [0, 2, 10_000])
 @given(table=tables(equal_costs=False), seed=st.integers(0, 10**6))
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=3, deadline=None)
 def test_branch_and_bound_against_brute_force(
     kind: str, nodes: int, table: tuple[Floats, float, Floats], seed: int
 ) -> None:

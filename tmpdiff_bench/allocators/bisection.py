@@ -18,6 +18,7 @@ from tmpdiff_bench.allocators.oracle import Oracle, declares
 from tmpdiff_bench.errors import UsageError
 
 _SAFETY = 0.9  # of the tolerance that a plan over it would have needed
+_RETRIES = 50
 _ROUNDING = 1e-12
 
 
@@ -134,13 +135,12 @@ def _within_tolerance(forest: Forest, tolerance: float) -> Allocation:
     """Tolerance mode."""
     problem, oracle = forest.problem, forest.oracle
     target, reference = tolerance, (0,) * problem.steps
-    choice = reference
-    while oracle.left > 1:
+    for _ in range(_RETRIES):
+        if oracle.left <= 1:  # the last one is for the plan
+            break
         forest.leaves, forest.inner = [], []
         choice = _accepted(forest, math.pow(target, forest.power) / problem.steps)
-        if choice == reference or (oracle.left < 1 and not oracle.has(choice)):
-            break
-        error = oracle(choice)
+        error = 0.0 if choice == reference else oracle(choice)
         if error <= tolerance:
             break
         target *= _SAFETY * tolerance / error
@@ -173,7 +173,7 @@ def _accepted(forest: Forest, share: float) -> Choice:
         waiting = [forest.plant(level, steps)]
         while waiting:
             leaf = waiting.pop()
-            if leaf.weight <= share * len(leaf.steps):
+            if leaf.weight <= share * len(leaf.steps) * (1 + _ROUNDING):
                 for step in leaf.steps:
                     choice[step] = level
             elif len(leaf.steps) > 1 and oracle.left > 1:
