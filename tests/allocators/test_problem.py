@@ -189,7 +189,14 @@ def test_an_exception_keeps_its_type_and_gets_a_note() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda p: exhaustive(additive(np.ones((17, 2)), 17, np.zeros((17, 2)))), "131,072|1.311"),
+        (
+            lambda p: exhaustive(additive(np.ones((17, 2)), 17, np.zeros((17, 2)))),
+            "= 131,072 plans",
+        ),
+        (
+            lambda p: exhaustive(additive(np.ones((9999, 3)), 9999, np.zeros((9999, 3)))),
+            r"some 10\^4771 plans",
+        ),
         (lambda p: bisection(p, max_evaluations=0), "bisection may make 0"),
         (lambda p: bisection(p, power=0), "power"),
         (lambda p: bisection(p, tolerance=-1), "tolerance"),

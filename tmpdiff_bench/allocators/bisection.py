@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from tmpdiff_bench.allocators.base import (
     Allocation,
     AllocationProblem,
@@ -75,6 +77,8 @@ def bisection(
 def _within_budget(forest: Forest) -> Allocation:
     """Speedup mode."""
     problem, oracle = forest.problem, forest.oracle
+    if _has_no_choice(problem):
+        return oracle.allocation(problem.cheapest)
     for level in _cheapest_first(problem):
         steps = [step for step, saved in enumerate(forest.saved(level)) if saved > 0]
         if steps and oracle.left > 1:
@@ -113,7 +117,7 @@ def _next_split(forest: Forest, estimates: Estimates, filling: Filling) -> Leaf 
         return leaves[gains.index(max(gains))]
     # nothing can change at this price of cost; without a gap to the budget that is optimal
     left_over = problem.budget - problem.cost(filling.choice)
-    if math.isinf(filling.price) or _equal_pair(problem) or filling.price * left_over <= rounding:
+    if _equal_pair(problem) or (not filling.trimmed and filling.price * left_over <= rounding):
         return None
     return max(
         (leaf for leaf in leaves if len(leaf.steps) > 1), key=lambda i: i.weight, default=None
@@ -124,6 +128,12 @@ def _equal_pair(problem: AllocationProblem) -> bool:
     """Whether there are two levels, and every step saves the same: then the budget is a count."""
     saved = problem.step_costs[:, 0] - problem.step_costs[:, -1]
     return len(problem.levels) == 2 and bool((abs(saved - saved[0]) <= 1e-12 * saved[0]).all())
+
+
+def _has_no_choice(problem: AllocationProblem) -> bool:
+    """Whether the cheapest plan is the only one within the budget."""
+    least, second, *_ = np.sort(problem.step_costs, axis=1).T
+    return not problem.fits(math.fsum(least) + float((second - least).min()))
 
 
 def _cheapest_first(problem: AllocationProblem) -> list[int]:

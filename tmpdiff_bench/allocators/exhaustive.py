@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 from tmpdiff_bench.allocators.base import Allocation, AllocationProblem
 from tmpdiff_bench.allocators.citations import TMPDIFF_BENCH
@@ -24,8 +25,10 @@ def exhaustive(problem: AllocationProblem) -> Allocation:
     """
     levels, steps = len(problem.levels), problem.steps
     if levels**steps > MAX_PLANS:
+        exponent = steps * math.log10(levels)  # the number itself may be too large to print
+        number = f"{levels**steps:,}" if exponent < 12 else f"some 10^{exponent:.0f}"
         raise UsageError(
-            f"{levels} levels at {steps} steps make {levels}^{steps} = {levels**steps:.4g} plans: "
+            f"{levels} levels at {steps} steps make {levels}^{steps} = {number} plans: "
             f"exhaustive search takes at most {MAX_PLANS:,}"
         )
     with Oracle(problem, "exhaustive", TMPDIFF_BENCH) as oracle:

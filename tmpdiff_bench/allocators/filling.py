@@ -51,12 +51,14 @@ class Estimates:
 @dataclass(frozen=True, eq=False)
 class Filling:
     """A plan within the budget; `last` the (step, level) lowered last; `price` the error per saved
-    cost of what would be lowered next, infinite where nothing is left.
+    cost of what would be lowered next, infinite where nothing is left; `trimmed`: something lowered
+    was taken back, as the last step saved more than was needed.
     """
 
     choice: Choice
     last: tuple[int, int]
     price: float
+    trimmed: bool
 
 
 def fill(problem: AllocationProblem, estimates: Estimates, leaves: Sequence[Leaf]) -> Filling:
@@ -73,13 +75,13 @@ def fill(problem: AllocationProblem, estimates: Estimates, leaves: Sequence[Leaf
             break
         taken.append((step, choice[step], level))
         choice[step] = level
-    last = taken[-1][0], taken[-1][2]
+    last, full = (taken[-1][0], taken[-1][2]), tuple(choice)
     for step, before, level in reversed(taken):
         if choice[step] == level:
             choice[step] = before
             if not problem.fits(problem.cost(choice)):
                 choice[step] = level
-    return Filling(tuple(choice), last, price)
+    return Filling(tuple(choice), last, price, tuple(choice) != full)
 
 
 def possible_gains(
