@@ -147,8 +147,9 @@ def test_branch_and_bound_against_brute_force(
 def test_the_reformulation_changes_no_value_and_is_convex(seed: int, steps: int, kind: str) -> None:
     rng = np.random.default_rng(seed)
     form = grams(seed, 2 * steps, kind)
-    first, _ = pairs_of_steps(steps, 2 * steps)
-    convex = convex_form(form, steps, rng.uniform(0.05, 0.25, 2 * steps), rng.random(len(first)))
+    first, second = pairs_of_steps(steps, 2 * steps)
+    x = rng.dirichlet(np.ones(3), steps).T[1:].ravel()
+    convex = convex_form(form, steps, x - x * x + 0.01, x[first] * x[second])
     assert np.linalg.eigvalsh(convex.matrix)[0] >= -1e-12 * np.abs(convex.matrix).max()
     level = rng.integers(0, 3, steps)
     x = np.r_[level == 1, level == 2].astype(float)

@@ -40,8 +40,8 @@ def pairs_of_steps(steps: int, cells: int) -> tuple[Indices, Indices]:
 def convex_form(gram: Floats, steps: int, weights: Floats, products: Floats) -> ConvexForm:
     """The form with the largest Σ weights d - 2 Σ products v, by Newton steps on a log barrier.
 
-    `weights` (K,) positive: x - x² of the fractional solution that is to be cut off; `products`
-    x_i x_j of the pairs of `pairs_of_steps`. Works for any symmetric `gram`, definite or not.
+    `weights` (K,): more than x - x² of the fractional solution x that is to be cut off; `products`
+    x_i x_j of the pairs of `pairs_of_steps` (others than of some x can make it unbounded). Works for any symmetric `gram`, definite or not.
     """
     cells = len(gram)
     first, second = pairs_of_steps(steps, cells)
@@ -60,8 +60,13 @@ def convex_form(gram: Floats, steps: int, weights: Floats, products: Floats) -> 
     values[:cells] = min(float(np.linalg.eigvalsh(gram)[0]), 0.0) - 0.05 * scale
     barrier = float(gain[:cells].sum()) * scale / cells
     end = barrier * _BARRIER_END
+    before = values
     for _ in range(_NEWTON_STEPS):
-        inverse = np.linalg.inv(shifted(values))
+        try:
+            inverse = np.linalg.inv(shifted(values))
+        except np.linalg.LinAlgError:  # the last step went to the border; before it is good enough
+            values = before
+            break
         slope = gain - barrier * 2 * share * inverse[p, q]
         one, two = inverse[np.ix_(p, p)], inverse[np.ix_(q, q)]
         three = inverse[np.ix_(p, q)]
@@ -73,7 +78,7 @@ def convex_form(gram: Floats, steps: int, weights: Floats, products: Floats) -> 
             length /= 2
         if length <= 1e-9:
             break
-        values = values + (0.9 if length < 1 else 1.0) * length * step
+        before, values = values, values + (0.9 if length < 1 else 1.0) * length * step
         if length == 1:
             if barrier <= end:
                 break
