@@ -132,7 +132,7 @@ def drawing(found: dict[str, Allocation]) -> Drawing:
             yscale="log",
             xlabel="evaluations (plans paid for, single plans included)",
             ylabel="latent RMSE",
-            title=f"embedded sd3, {STEPS} steps, speedup {SHOWN}; dotted: the optimum",
+            title=f"sd3, {STEPS} steps, speedup {SHOWN}; dotted: optimum",
         )
         ax.yaxis.set_major_formatter("{x:.2g}")
         ax.yaxis.set_minor_formatter("{x:.2g}")

@@ -41,7 +41,7 @@ def superposed(costs: Floats, budget: float, gram: Floats) -> AllocationProblem:
         for step, level in enumerate(plan):
             if places[level]:
                 mask[(places[level] - 1) * steps + step] = 1
-        return float(np.sqrt(max(mask @ gram @ mask, 0.0)))
+        return float(np.sqrt(max(float(mask @ gram @ mask), 0.0)))
 
     return AllocationProblem(names(levels), costs, budget, error, singles, gram)
 

@@ -41,7 +41,8 @@ def convex_form(gram: Floats, steps: int, weights: Floats, products: Floats) -> 
     """The form with the largest Σ weights d - 2 Σ products v, by Newton steps on a log barrier.
 
     `weights` (K,): more than x - x² of the fractional solution x that is to be cut off; `products`
-    x_i x_j of the pairs of `pairs_of_steps` (others than of some x can make it unbounded). Works for any symmetric `gram`, definite or not.
+    x_i x_j of the pairs of `pairs_of_steps` (others than of some x can make it unbounded). Works
+    for any symmetric `gram`, definite or not.
     """
     cells = len(gram)
     first, second = pairs_of_steps(steps, cells)
