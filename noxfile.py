@@ -28,3 +28,5 @@ def reproduce(session: nox.Session) -> None:
     session.run(*command, "--out", "reports/additivity-sd3", *session.posargs, env=OFFLINE)
     session.run("python", "analysis/predictors.py", env=OFFLINE)
     session.run("python", "analysis/prefix_tree.py", env=OFFLINE)
+    session.run("python", "-m", "analysis.every_plan", env=OFFLINE)
+    session.run("python", "-m", "analysis.allocators", env=OFFLINE)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 from tmpdiff_bench.errors import UsageError
@@ -146,6 +146,39 @@ class PrecisionPlan:
     def digest(self) -> str:
         """sha256 of the canonical JSON, as 64 hexadecimal digits."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def check_lengths(plans: Sequence[PrecisionPlan]) -> int:
+    """The number of steps of all plans. Raises `UsageError` for none, or unequal ones."""
+    if not plans:
+        raise UsageError("no plans to evaluate")
+    steps = len(plans[0])
+    if odd := next((p for p in plans if len(p) != steps), None):
+        raise UsageError(f"plan {odd} has {len(odd)} steps, others have {steps}")
+    return steps
+
+
+def nodes_per_step(plans: Sequence[PrecisionPlan]) -> list[int]:
+    """Distinct prefixes that end with each step: network steps a sample, step by step, where plans
+    that agree on their first k steps share them.
+
+    All S (L-1) single plans and the reference of L levels have S + (L-1) S (S+1) / 2 in all, where
+    one loop per plan takes S (1 + S (L-1)); all L^S plans have (L^(S+1) - L) / (L - 1).
+
+    Raises `UsageError` for no plans, or unequal lengths.
+    """
+    counts = [0] * check_lengths(plans)
+    for step in _first_differences(plan.levels for plan in plans):
+        counts[step] += 1  # this plan's own prefixes begin here, and end with every later step
+    return list(accumulate(counts))
+
+
+def _first_differences(rows: Iterable[tuple[str, ...]]) -> Iterator[int]:
+    """Where each distinct row first differs from the one before it in sorted order."""
+    before: tuple[str, ...] = ()
+    for row in sorted(set(rows)):
+        yield next((i for i, (a, b) in enumerate(zip(before, row, strict=False)) if a != b), 0)
+        before = row
 
 
 def _check_steps(steps: int) -> None:

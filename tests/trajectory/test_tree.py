@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tmpdiff_bench.plan import PrecisionPlan
-from tmpdiff_bench.trajectory.tree import Work, grow, nodes_per_step, root
+from tmpdiff_bench.plan import PrecisionPlan, nodes_per_step
+from tmpdiff_bench.trajectory.tree import Work, grow, root
 
 LEVELS = ("high", "mid", "low")
 

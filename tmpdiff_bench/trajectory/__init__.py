@@ -8,13 +8,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from tmpdiff_bench.plan import nodes_per_step
+
 if TYPE_CHECKING:
     from tmpdiff_bench.trajectory.engine import NonFiniteLatentsError, PrefixEngine
     from tmpdiff_bench.trajectory.experiment import record_model
     from tmpdiff_bench.trajectory.jobs import JointRun
     from tmpdiff_bench.trajectory.recorder import record
     from tmpdiff_bench.trajectory.recording import Recording
-    from tmpdiff_bench.trajectory.tree import nodes_per_step
     from tmpdiff_bench.trajectory.workload import Workload
 
 __all__ = [
@@ -34,7 +35,6 @@ _MODULES = {
     "PrefixEngine": "engine",
     "Recording": "recording",
     "Workload": "workload",
-    "nodes_per_step": "tree",
     "record": "recorder",
     "record_model": "experiment",
 }

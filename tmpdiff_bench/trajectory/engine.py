@@ -14,8 +14,8 @@ from torch import Tensor
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.levels import LevelBank
 from tmpdiff_bench.pipelines import Conditioning, SamplerState, StepwisePipeline
-from tmpdiff_bench.plan import PrecisionPlan
-from tmpdiff_bench.trajectory.tree import Node, Work, check_lengths, grow, root
+from tmpdiff_bench.plan import PrecisionPlan, check_lengths
+from tmpdiff_bench.trajectory.tree import Node, Work, grow, root
 
 # changes the latents (n, c, h, w) that a node of the tree starts from: (latents, step, level)
 Perturbation = Callable[[Tensor, int, str], Tensor]

@@ -10,8 +10,7 @@ import numpy as np
 
 from tmpdiff_bench.errors import UsageError, unknown
 from tmpdiff_bench.pipelines import StepwisePipeline
-from tmpdiff_bench.plan import PrecisionPlan
-from tmpdiff_bench.trajectory.tree import nodes_per_step
+from tmpdiff_bench.plan import PrecisionPlan, nodes_per_step
 from tmpdiff_bench.trajectory.workload import Workload
 
 REPLICATED_SAMPLES = 4

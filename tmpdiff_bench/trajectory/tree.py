@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.plan import PrecisionPlan
 
 
@@ -43,34 +42,6 @@ def grow(tree: Node, plan: PrecisionPlan) -> Node:
     for level in plan:
         node = node.child(level)
     return node
-
-
-def check_lengths(plans: Sequence[PrecisionPlan]) -> int:
-    """The number of steps of all plans. Raises `UsageError` for none, or unequal ones."""
-    if not plans:
-        raise UsageError("no plans to evaluate")
-    steps = len(plans[0])
-    if odd := next((p for p in plans if len(p) != steps), None):
-        raise UsageError(f"plan {odd} has {len(odd)} steps, others have {steps}")
-    return steps
-
-
-def nodes_per_step(plans: Sequence[PrecisionPlan]) -> list[int]:
-    """Distinct prefixes that end with each step: network steps a sample, step by step.
-
-    All S (L-1) single plans and the reference of L levels have S + (L-1) S (S+1) / 2 in all, where
-    one loop per plan takes S (1 + S (L-1)); all L^S plans have (L^(S+1) - L) / (L - 1).
-
-    Raises `UsageError` for no plans, or unequal lengths.
-    """
-    steps, tree = check_lengths(plans), root()
-    for plan in plans:
-        grow(tree, plan)
-    counts, nodes = [], [tree]
-    for _ in range(steps):
-        nodes = [child for node in nodes for child in node.children.values()]
-        counts.append(len(nodes))
-    return counts
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,131 @@
+"""Data: the error of every plan of a small task, so that regret can be exact.
+
+    python -m analysis.every_plan [--samples 4] [--out reports/allocators]
+
+The embedded sd3 with 8 steps and the levels fp32, w8a8 and w4a4: all 6,561 plans, run once through
+the prefix tree on calibration prompts. Writes one file per sample (`every-plan-N.safetensors`:
+latent RMSE of every plan in lexical order, and the inner products of the single plans' terminal
+deviations); a sample that is there already is not run again. 19,680 network evaluations a sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save
+from tqdm import tqdm
+
+from tmpdiff_bench.commands import ArgumentParser, positive_int, run
+from tmpdiff_bench.pipelines import StepwisePipeline, load_model
+from tmpdiff_bench.plan import PrecisionPlan, nodes_per_step
+from tmpdiff_bench.problems import LiveError
+from tmpdiff_bench.problems.live import mean_products
+from tmpdiff_bench.store import write_atomically
+from tmpdiff_bench.trajectory import Workload
+from tmpdiff_bench.zoo.prompts import mixed_prompts
+
+LEVELS, STEPS, GUIDANCE = ("fp32", "w8a8", "w4a4"), 8, 4.0
+
+
+@dataclass(frozen=True, eq=False)
+class EveryPlan:
+    """`errors` (n, P) of all P plans in lexical order; `products` (n, K, K), cells by level."""
+
+    errors: NDArray[np.float32]
+    products: NDArray[np.float64]
+
+
+def all_plans() -> list[PrecisionPlan]:
+    """Every plan, in lexical order of level indices."""
+    return [PrecisionPlan(levels) for levels in itertools.product(LEVELS, repeat=STEPS)]
+
+
+def workload(steps: int, first: int, samples: int) -> tuple[StepwisePipeline, Workload]:
+    """The pipeline, and `samples` calibration prompts from number `first` on, one seed each."""
+    loaded = load_model("sd3")
+    pipeline = loaded.stepwise(steps=steps, guidance=GUIDANCE)
+    prompts = mixed_prompts(first + samples, "calibration").iloc[first:]
+    return pipeline, Workload(
+        model="sd3",
+        weights="embedded",
+        weights_digest=loaded.digest,
+        sampler={"class": type(loaded.pipeline.scheduler).__name__},
+        steps=steps,
+        guidance=GUIDANCE,
+        resolution=pipeline.resolution,
+        prompts=dict(zip(prompts["prompt_id"], prompts["text"], strict=True)),
+        seeds=(0,),
+        dtype="float32",
+        max_batch=32,
+    )
+
+
+def measure(path: Path, index: int) -> None:
+    """Run all plans on one sample, unless the file is of the same workload already."""
+    pipeline, work = workload(STEPS, index, 1)
+    key = work.key(levels=LEVELS)
+    if path.exists():
+        with safe_open(path, "np") as file:
+            if json.loads(file.metadata()["about"])["key"] == key:
+                return
+    plans = all_plans()
+    nodes = sum(nodes_per_step(plans)) * pipeline.nfe(0)
+    with tqdm(total=nodes, desc=f"sample {index}", unit="NFE") as bar:
+        error = LiveError(pipeline, work, LEVELS, on_nfe=bar.update)
+        errors = error.samples(plans)[:, 0]
+    singles = [
+        PrecisionPlan.single(LEVELS[0], level, step, STEPS)
+        for level in LEVELS[1:]
+        for step in range(STEPS)
+    ]
+    deviations = error.deviations(singles).flatten(1).numpy()
+    about = {
+        "key": key,
+        "weights": work.weights_digest,
+        "levels": LEVELS,
+        "steps": STEPS,
+        "prompts": work.prompts,
+        "nfe": error.engine.nfe,
+    }
+    arrays: dict[str, NDArray[Any]] = {
+        "errors": errors.astype(np.float32),
+        "products": mean_products(deviations),
+    }
+    write_atomically(path, save(arrays, {"about": json.dumps(about, ensure_ascii=False)}))
+
+
+def load_every_plan(folder: Path) -> EveryPlan:
+    """What has been measured so far, sample by sample."""
+    errors, products = [], []
+    for path in sorted(folder.glob("every-plan-*.safetensors")):
+        with safe_open(path, "np") as file:
+            errors.append(file.get_tensor("errors"))
+            products.append(file.get_tensor("products"))
+    return EveryPlan(np.array(errors), np.array(products))
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure what is missing."""
+    parser = ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--samples", type=positive_int, default=4)
+    parser.add_argument("--out", type=Path, default=Path("reports/allocators"))
+    options = parser.parse_args(argv)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for index in range(options.samples):
+        measure(options.out / f"every-plan-{index}.safetensors", index)
+    print(f"{options.samples} samples in {options.out}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,338 @@
+"""What every allocator takes and returns: a problem, and a plan with the account of its making."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tmpdiff_bench.errors import UsageError, unknown
+from tmpdiff_bench.plan import PrecisionPlan, nodes_per_step
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Floats = NDArray[np.float64]
+Choice = tuple[int, ...]  # a plan as indices into the problem's levels
+COST_TOLERANCE = 1e-9  # relative: sums of equal costs in another order differ in the last bits
+
+
+class InfeasibleBudgetError(UsageError):
+    """No plan is within the budget; the message names the least cost that one can have."""
+
+
+class MeasurementError(UsageError):
+    """The oracle returned what is no error (NaN, infinite, negative, or no number).
+
+    `partial` holds the measurements made before it.
+    """
+
+    def __init__(self, message: str, partial: Sequence[Measurement]) -> None:
+        super().__init__(message)
+        self.partial = tuple(partial)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A plan and its error. `read`: not measured, but taken from the problem's `single_errors`,
+    `gram` or `known`; its `error` is NaN where only the inner products were given.
+    """
+
+    plan: PrecisionPlan
+    error: float
+    read: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class AllocationProblem:
+    """Which level shall each of S steps run at, so that the error is least within a budget?
+
+    Args:
+        levels: names of the L levels; `levels[0]` is the reference.
+        step_costs: (S, L), what a step costs at a level, in any unit; finite and not negative.
+        budget: the largest total cost. `for_speedup` builds it from a target.
+        error: the measured error of a plan, lower is better, not negative, and 0 for the
+            reference plan (errors are distances from its result). A callable may say where its
+            values come from by a method `source(plan)`: "measured" is taken for granted.
+        single_errors: (S, L) errors of the single plans (one step low), column 0 zero.
+        gram: (S (L-1), S (L-1)), mean inner products of terminal deviations, symmetric. Rows are
+            ordered by level, then step, as recordings are: level l at step s is (l-1) S + s.
+            The square root of s'Gs predicts the error of the plan with cells s.
+        known: errors measured before, as an exception's `partial` has them (`knowing`). They are
+            not measured again, but count as evaluations where an allocator asks for them.
+        nfe_per_step: network evaluations a sample takes at every step (2 for a CFG pair), or at
+            each of the S.
+
+    A plan's cost may exceed the budget by 1e-9 of it, so that rounding decides nothing.
+
+    Raises:
+        InfeasibleBudgetError: no plan is within the budget.
+        UsageError: any other value that cannot be used.
+    """
+
+    levels: tuple[str, ...]
+    step_costs: Floats
+    budget: float
+    error: Callable[[PrecisionPlan], float]
+    single_errors: Floats | None = None
+    gram: Floats | None = None
+    known: Mapping[PrecisionPlan, float] = field(default_factory=dict)
+    nfe_per_step: int | Sequence[int] = 1
+
+    def __post_init__(self) -> None:
+        set_ = object.__setattr__
+        set_(self, "levels", tuple(self.levels))
+        if not self.levels or len(set(self.levels)) < len(self.levels):
+            raise UsageError(f"levels are one or more different names, got {self.levels!r}")
+        PrecisionPlan(self.levels)  # the names are those of a plan
+        costs = _array("step_costs", self.step_costs, (None, len(self.levels)), "(S, L)")
+        PrecisionPlan.uniform(self.levels[0], len(costs))  # so is the number of steps
+        set_(self, "step_costs", costs)
+        if self.single_errors is not None:
+            singles = _array("single_errors", self.single_errors, costs.shape, "(S, L)")
+            if singles[:, 0].any():
+                raise UsageError("column 0 of single_errors is the reference's: it must be zero")
+            set_(self, "single_errors", singles)
+        if self.gram is not None:
+            cells = len(costs) * (len(self.levels) - 1)
+            gram = _array("gram", self.gram, (cells, cells), "(S (L-1), S (L-1))", signed=True)
+            if not np.allclose(gram, gram.T, rtol=1e-6, atol=1e-9 * np.abs(gram).max(initial=0.0)):
+                raise UsageError("gram must be symmetric: it holds inner products")
+            set_(self, "gram", _frozen((gram + gram.T) / 2))
+        nfe = self.nfe_per_step
+        each = (nfe,) * len(costs) if isinstance(nfe, int) else tuple(nfe)
+        if len(each) != len(costs) or not all(isinstance(n, int) and n >= 1 for n in each):
+            raise UsageError(f"nfe_per_step is {nfe!r}: 1 or more is needed, for all or each")
+        set_(self, "nfe_per_step", each)
+        set_(self, "budget", _finite("budget", self.budget))
+        least = math.fsum(costs.min(axis=1))
+        if not self.fits(least):
+            raise InfeasibleBudgetError(
+                f"no plan costs as little as the budget of {self.budget:.6g}: the least possible "
+                f"cost is {least:.6g}, a speedup of {_ratio(self.reference_cost, least):.4g}"
+            )
+
+    @classmethod
+    def for_speedup(
+        cls,
+        speedup: float,
+        *,
+        levels: Sequence[str],
+        step_costs: ArrayLike,
+        error: Callable[[PrecisionPlan], float],
+        single_errors: ArrayLike | None = None,
+        gram: ArrayLike | None = None,
+        known: Mapping[PrecisionPlan, float] | None = None,
+        nfe_per_step: int | Sequence[int] = 1,
+    ) -> AllocationProblem:
+        """The problem whose budget is the reference plan's cost divided by `speedup` (> 0)."""
+        speedup = _finite("speedup", speedup)
+        if speedup <= 0:
+            raise UsageError(f"a speedup of {speedup} is asked for: it must be positive")
+        costs = _array("step_costs", step_costs, (None, len(levels)), "(S, L)")
+        return cls(
+            levels=tuple(levels),
+            step_costs=costs,
+            budget=math.fsum(costs[:, 0]) / speedup,
+            error=error,
+            single_errors=None if single_errors is None else np.asarray(single_errors),
+            gram=None if gram is None else np.asarray(gram),
+            known=known or {},
+            nfe_per_step=nfe_per_step,
+        )
+
+    @property
+    def steps(self) -> int:
+        """S."""
+        return len(self.step_costs)
+
+    @property
+    def reference_cost(self) -> float:
+        """Cost of the reference plan."""
+        return math.fsum(self.step_costs[:, 0])
+
+    @property
+    def cheapest(self) -> Choice:
+        """The cheapest level of every step; of equal ones the one named first."""
+        return tuple(self.step_costs.argmin(axis=1).tolist())
+
+    def fits(self, cost: float) -> bool:
+        """Whether a total cost is within the budget, rounding forgiven."""
+        return cost <= self.budget + COST_TOLERANCE * abs(self.budget)
+
+    def plan(self, choice: Iterable[int]) -> PrecisionPlan:
+        """The plan of level indices."""
+        return PrecisionPlan(tuple(self.levels[index] for index in choice))
+
+    def choice(self, plan: PrecisionPlan) -> Choice:
+        """Level indices of a plan. Raises `UsageError` for another length or unknown levels."""
+        if len(plan) != self.steps:
+            raise UsageError(f"plan {plan} has {len(plan)} steps, the problem has {self.steps}")
+        places = {level: index for index, level in enumerate(self.levels)}
+        for level in plan:
+            if level not in places:
+                raise unknown("level", level, self.levels)
+        return tuple(places[level] for level in plan)
+
+    def single(self, step: int, level: int) -> PrecisionPlan:
+        """The single plan of a step and a level index."""
+        return PrecisionPlan.single(self.levels[0], self.levels[level], step, self.steps)
+
+    def cost(self, plan: PrecisionPlan | Sequence[int]) -> float:
+        """Total cost of a plan, or of level indices; correctly rounded, whatever the order."""
+        choice = self.choice(plan) if isinstance(plan, PrecisionPlan) else plan
+        return math.fsum(self.step_costs[step, level] for step, level in enumerate(choice))
+
+    def speedup(self, cost: float) -> float:
+        """The reference plan's cost over `cost`; infinite where only `cost` is zero."""
+        return _ratio(self.reference_cost, cost)
+
+    def predicted_square(self, choice: Sequence[int]) -> float:
+        """S'Gs of level indices. Raises `UsageError` where there is no `gram`."""
+        gram = self.need_gram("the prediction")
+        steps = np.flatnonzero(np.asarray(choice))
+        cells = (np.asarray(choice)[steps] - 1) * self.steps + steps
+        return float(gram[np.ix_(cells, cells)].sum())
+
+    def need_gram(self, who: str) -> Floats:
+        """`gram`. Raises `UsageError` naming it where it is missing."""
+        if self.gram is None:
+            raise UsageError(
+                f"{who} needs the problem's gram, the (S (L-1), S (L-1)) mean inner products of "
+                "terminal deviations; a recording gives them (problems.from_recording)"
+            )
+        return self.gram
+
+    def nfe(self, plans: Sequence[PrecisionPlan]) -> int:
+        """Network evaluations a sample for plans that share their prefixes, each run once."""
+        assert not isinstance(self.nfe_per_step, int), "made a tuple above"
+        each = zip(nodes_per_step(plans), self.nfe_per_step, strict=True)
+        return sum(nodes * nfe for nodes, nfe in each)
+
+    def knowing(self, measurements: Iterable[Measurement]) -> AllocationProblem:
+        """The same problem, with what was measured before, such as an exception's `partial`."""
+        found = {m.plan: m.error for m in measurements if not math.isnan(m.error)}
+        return dataclasses.replace(self, known={**self.known, **found})
+
+
+@dataclass(frozen=True, eq=False)
+class Allocation:
+    """The plan that an allocator chose, and what it took to choose it.
+
+    `cost` is within the budget; `speedup` is the reference's cost over it. `error` is what the
+    problem's `error` said when asked for this plan, and `error_source` whether that was measured
+    (a recording predicts the errors of plans it does not hold). `predicted_error`: what the
+    allocator reckoned
+    (None: it reckons nothing). `lower_bound`: no plan within the budget has a smaller predicted
+    error (`exhaustive`: a smaller error); None where nothing is proven. Predictions lie as far as
+    errors do not add up as the allocator assumes; the bound is on predictions, never on errors.
+
+    `evaluations` counts the distinct plans whose results were used, those read from
+    `single_errors`, `gram` or `known` included: somebody paid for them. `trace` holds them in
+    order. `nfe` is what they take a sample, in network evaluations, when plans share their
+    prefixes (the reference run, which every error needs, included). `seconds` is the wall time of
+    the call, of which `oracle_seconds` went by inside `error`. `citation` is BibTeX. `intervals`
+    is what `bisection` measured and decided.
+    """
+
+    allocator: str
+    plan: PrecisionPlan
+    cost: float
+    budget: float
+    speedup: float
+    error: float
+    error_source: str
+    predicted_error: float | None
+    lower_bound: float | None
+    evaluations: int
+    nfe: int
+    trace: tuple[Measurement, ...]
+    seconds: float
+    oracle_seconds: float
+    citation: str
+    intervals: tuple[Any, ...] = ()
+    _costs: tuple[float, ...] = ()
+
+    @property
+    def gap(self) -> float | None:
+        """How far the prediction may be above the least one, as a share of it; 0 is proven best."""
+        if self.lower_bound is None:
+            return None
+        value = self.error if self.predicted_error is None else self.predicted_error
+        return 0.0 if value <= self.lower_bound else 1 - self.lower_bound / value
+
+    def best_so_far(self) -> list[float]:
+        """Least measured error of a plan within the budget after each evaluation; infinite before
+        there is one.
+        """
+        limit = self.budget + COST_TOLERANCE * abs(self.budget)
+        errors = [
+            m.error if cost <= limit and not math.isnan(m.error) else math.inf
+            for m, cost in zip(self.trace, self._costs, strict=True)
+        ]
+        return list(itertools.accumulate(errors, min))
+
+    def __str__(self) -> str:
+        """A few lines of at most 88 columns."""
+        from tmpdiff_bench.allocators.drawing import summary
+
+        return summary(self)
+
+    def plot(self) -> Figure:
+        """Draw how the plan was found (matplotlib): for `bisection` the tree of intervals, with
+        what was measured and decided; for all others the best error against evaluations.
+        """
+        from tmpdiff_bench.allocators.drawing import draw
+
+        return draw(self)
+
+
+class Allocator(Protocol):
+    """Every allocator; options are keyword-only and have defaults."""
+
+    def __call__(self, problem: AllocationProblem, /) -> Allocation: ...
+
+
+def _array(
+    name: str, value: Any, shape: tuple[int | None, ...], words: str, *, signed: bool = False
+) -> Floats:
+    try:
+        array = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{name} must be numbers of shape {words}: {error}") from error
+    fits = array.ndim == len(shape) and all(
+        wanted in (None, size) for wanted, size in zip(shape, array.shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join("S" if size is None else str(size) for size in shape)
+        raise UsageError(f"{name} has shape {array.shape}, expected {words} = ({wanted})")
+    if not np.isfinite(array).all() or (not signed and (array < 0).any()):
+        raise UsageError(f"{name} must be finite{'' if signed else ' and not negative'}")
+    return _frozen(array)
+
+
+def _frozen(array: Floats) -> Floats:
+    array.flags.writeable = False
+    return array
+
+
+def _finite(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UsageError(f"{name} is {value!r}: a finite number is needed")
+    return number
+
+
+def _ratio(above: float, below: float) -> float:
+    if below == 0:
+        return 1.0 if above == 0 else math.inf
+    return above / below

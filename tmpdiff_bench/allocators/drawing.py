@@ -1,0 +1,118 @@
+"""An allocation as text, and as a picture."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from typing import TYPE_CHECKING
+
+from tmpdiff_bench.allocators.base import Allocation
+from tmpdiff_bench.allocators.intervals import Interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_WIDTH, _PLAN_LINES = 88, 4
+# Okabe and Ito's colours, told apart under every common colour blindness
+_COLOURS = {"low": "#0072B2", "split": "#BBBBBB", "refused": "#D55E00", "open": "#F0E442"}
+
+
+def summary(allocation: Allocation) -> str:
+    """A few lines: what was chosen, how good it is, what it took."""
+    plan = textwrap.wrap(str(allocation.plan), _WIDTH - 14)
+    if len(plan) > _PLAN_LINES:
+        plan = [*plan[: _PLAN_LINES - 1], f"... ({len(allocation.plan)} steps)"]
+    read = sum(m.read for m in allocation.trace)
+    known = f" ({read} of them read, not measured)" if read else ""
+    own = max(allocation.seconds - allocation.oracle_seconds, 0.0)
+    rows = {
+        "plan": "\n              ".join(plan),
+        "cost": f"{allocation.cost:.6g} of at most {allocation.budget:.6g}",
+        "error": f"{allocation.error:.6g}, {allocation.error_source}",
+    }
+    if allocation.predicted_error is not None:
+        rows["predicted"] = f"{allocation.predicted_error:.6g}"
+    if allocation.gap is not None:
+        bound = f"{allocation.lower_bound:.6g}"
+        rows["lower bound"] = bound + (f", {allocation.gap:.2%} below" if allocation.gap else "")
+    rows["evaluations"] = f"{allocation.evaluations} plans{known}, {allocation.nfe} NFE a sample"
+    rows["seconds"] = f"{own:.3g} own, {allocation.oracle_seconds:.3g} measuring"
+    head = f"{allocation.allocator}: speedup {allocation.speedup:.4g}"
+    return "\n".join([head, *(f"  {name:<12}{text}" for name, text in rows.items())])
+
+
+def draw(allocation: Allocation) -> Figure:
+    """The tree of intervals where there is one, else best error against evaluations."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    if not allocation.intervals:
+        _progress(figure.subplots(), allocation)
+        return figure
+    names = list(dict.fromkeys(interval.level for interval in allocation.intervals))
+    axes = figure.subplots(len(names), 1, squeeze=False, sharex=True)[:, 0]
+    for ax, level in zip(axes, names, strict=True):
+        _tree(ax, [i for i in allocation.intervals if i.level == level], len(allocation.plan))
+        ax.set_title(f"steps at {level}", fontsize=9)
+    axes[-1].set_xlabel("step")
+    figure.set_size_inches(6.4, 1.0 + 2.2 * len(names))
+    return figure
+
+
+def _tree(ax: Axes, intervals: list[Interval], steps: int) -> None:
+    """Bars span an interval's steps, one row per depth; a dashed edge was not measured itself."""
+    from matplotlib.patches import Patch, Rectangle
+
+    for interval in intervals:
+        for first, last in _runs(interval.steps):
+            ax.add_patch(
+                Rectangle(
+                    (first - 0.46, interval.depth - 0.4),
+                    last - first + 0.92,
+                    0.8,
+                    facecolor=_COLOURS[interval.decision],
+                    edgecolor="#222222",
+                    linestyle="-" if interval.measured else "--",
+                    linewidth=0.8,
+                )
+            )
+        if len(interval.steps) * 24 > steps:
+            middle = (interval.steps[0] + interval.steps[-1]) / 2
+            colour = "white" if interval.decision == "low" else "#222222"
+            ax.text(
+                middle,
+                interval.depth,
+                f"{interval.error:.2g}",
+                ha="center",
+                va="center",
+                fontsize=6,
+                color=colour,
+            )
+    depths = sorted({interval.depth for interval in intervals})
+    ax.set(xlim=(-0.6, steps - 0.4), ylim=(depths[-1] + 0.6, -0.6), yticks=depths, ylabel="splits")
+    shown = [d for d in _COLOURS if any(i.decision == d for i in intervals)]
+    keys = [Patch(facecolor=_COLOURS[d], edgecolor="#222222", label=d) for d in shown]
+    keys.append(Patch(facecolor="white", edgecolor="#222222", ls="--", label="by difference"))
+    ax.legend(handles=keys, fontsize=6, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+
+
+def _runs(steps: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Steps as runs (first, last): the steps offered to a level need not be neighbours."""
+    runs: list[tuple[int, int]] = []
+    for step in steps:
+        if runs and runs[-1][1] == step - 1:
+            runs[-1] = (runs[-1][0], step)
+        else:
+            runs.append((step, step))
+    return runs
+
+
+def _progress(ax: Axes, allocation: Allocation) -> None:
+    """Least error within the budget after each evaluation."""
+    best = allocation.best_so_far()
+    known = [(n, error) for n, error in enumerate(best, 1) if math.isfinite(error)]
+    ax.step(*zip(*known, strict=True), where="post", color="#0072B2", marker="o", ms=3)
+    ax.set(xlabel="evaluations", ylabel="least error within budget", title=allocation.allocator)
+    ax.set_xlim(0, allocation.evaluations + 1)
+    ax.set_ylim(bottom=0)

@@ -1,0 +1,67 @@
+"""Genetic search."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tmpdiff_bench.allocators.base import Allocation, AllocationProblem, Choice
+from tmpdiff_bench.allocators.citations import OMS_DPM
+from tmpdiff_bench.allocators.moves import random_plan
+from tmpdiff_bench.allocators.oracle import Oracle, declares
+from tmpdiff_bench.errors import UsageError
+
+_TRIES = 20  # children that were known already before the search is taken to be over
+
+
+@declares(evaluations=lambda steps, levels: max(1, 4 * steps * (levels - 1)))
+def evolutionary(
+    problem: AllocationProblem,
+    *,
+    max_evaluations: int | None = None,
+    population: int = 16,
+    mutation: float = 0.1,
+    rng: int | np.random.Generator = 0,
+) -> Allocation:
+    """Breed plans: the best `population` plans measured so far are the parents of the next.
+
+    Starts from random plans (at most half of the evaluations). A child takes every step from one of
+    two parents (each the better of two drawn), changes each step with probability `mutation`, and
+    is brought within the budget as random plans are. As OMS-DPM (Liu et al. 2023) and AutoDiffusion
+    search schedules of models and of steps. At most `max_evaluations` (default 4S(L-1)).
+    """
+    if population < 2 or not 0 <= mutation <= 1:
+        raise UsageError(
+            f"a population of {population} and a mutation rate of {mutation}: at least 2, and a "
+            "rate from 0 to 1, are needed"
+        )
+    generator = np.random.default_rng(rng)
+    limit = max_evaluations
+    if limit is None:
+        limit = max(1, 4 * problem.steps * (len(problem.levels) - 1))
+    with Oracle(problem, "evolutionary", OMS_DPM, limit=limit) as oracle:
+        ranked: list[tuple[float, Choice]] = []
+        tries = 0
+        while oracle.left > 0 and tries < _TRIES:
+            if len(ranked) < min(population, max(limit // 2, 1)):
+                child = random_plan(problem, generator)
+            else:
+                child = _child(problem, ranked[:population], mutation, generator)
+            tries = tries + 1 if oracle.has(child) else 0
+            if not oracle.has(child):
+                ranked.append((oracle(child), child))
+                ranked.sort()
+        return oracle.allocation(oracle.best())
+
+
+def _child(
+    problem: AllocationProblem,
+    parents: list[tuple[float, Choice]],
+    mutation: float,
+    rng: np.random.Generator,
+) -> Choice:
+    """Cross two parents (ranked, best first), mutate, and repair."""
+    first, second = (parents[int(rng.integers(len(parents), size=2).min())][1] for _ in range(2))
+    taken = np.where(rng.random(problem.steps) < 0.5, first, second)
+    drawn = rng.integers(len(problem.levels), size=problem.steps)
+    mutated = np.where(rng.random(problem.steps) < mutation, drawn, taken)
+    return random_plan(problem, rng, mutated.tolist())

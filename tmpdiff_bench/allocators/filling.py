@@ -1,0 +1,149 @@
+"""Filling a budget with steps of least error per saved cost, when errors are known by interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tmpdiff_bench.allocators.base import AllocationProblem, Choice, Floats
+from tmpdiff_bench.allocators.intervals import Leaf
+
+
+@dataclass(frozen=True, eq=False)
+class Estimates:
+    """Per step and level (S, L): the error if an interval's is spread by saved cost, and the least
+    and largest it can be. Infinite for levels that a step may not take.
+    """
+
+    mean: Floats
+    least: Floats
+    largest: Floats
+
+    @classmethod
+    def of(cls, problem: AllocationProblem, leaves: Sequence[Leaf]) -> Estimates:
+        """Spread the leaves' errors; levels without a leaf cost as much per saved cost as the worst
+        leaf (they were not measured, and serve only where the budget can't be met without).
+        """
+        costs = problem.step_costs
+        saved = costs[:, :1] - costs
+        mean, least, largest = (np.full(costs.shape, math.inf) for _ in range(3))
+        worst = 0.0
+        for leaf in leaves:
+            steps = list(leaf.steps)
+            total = math.fsum(saved[steps, leaf.level])
+            mean[steps, leaf.level] = leaf.weight * saved[steps, leaf.level] / total
+            least[steps, leaf.level] = leaf.weight if len(steps) == 1 else 0.0
+            largest[steps, leaf.level] = leaf.weight
+            worst = max(worst, leaf.weight / total)
+        measured = {leaf.level for leaf in leaves}
+        for level in set(range(1, len(problem.levels))) - measured:
+            saves = saved[:, level] > 0
+            for array in (mean, least, largest):
+                array[saves, level] = (worst or 1.0) * saved[saves, level]
+        for array in (mean, least, largest):
+            array[:, 0] = 0.0
+        return cls(mean, least, largest)
+
+
+@dataclass(frozen=True, eq=False)
+class Filling:
+    """A plan within the budget; `last` the (step, level) lowered last; `price` the error per saved
+    cost of what would be lowered next, infinite where nothing is left; `trimmed`: something lowered
+    was taken back, as the last step saved more than was needed.
+    """
+
+    choice: Choice
+    last: tuple[int, int]
+    price: float
+    trimmed: bool
+
+
+def fill(problem: AllocationProblem, estimates: Estimates, leaves: Sequence[Leaf]) -> Filling:
+    """Lower steps in order of estimated error per saved cost until the plan fits, then take back
+    what is not needed. Steps of one interval are taken from the side of its better neighbour.
+    """
+    moves = sorted(_moves(problem, estimates, _positions(problem, leaves)))
+    choice = [0] * problem.steps
+    taken: list[tuple[int, int, int]] = []
+    price = math.inf
+    for efficiency, _, _, step, level in moves:
+        if problem.fits(problem.cost(choice)):
+            price = efficiency
+            break
+        taken.append((step, choice[step], level))
+        choice[step] = level
+    last, full = (taken[-1][0], taken[-1][2]), tuple(choice)
+    for step, before, level in reversed(taken):
+        if choice[step] == level:
+            choice[step] = before
+            if not problem.fits(problem.cost(choice)):
+                choice[step] = level
+    return Filling(tuple(choice), last, price, tuple(choice) != full)
+
+
+def possible_gains(
+    problem: AllocationProblem, estimates: Estimates, filling: Filling, leaves: Sequence[Leaf]
+) -> list[float]:
+    """For each leaf, how much error could be saved at the filling's price of cost if the leaf's
+    error lay in its steps as unluckily as can be: 0 where no split can change the choice.
+    """
+    if math.isinf(filling.price):
+        return [0.0] * len(leaves)
+    priced = filling.price * problem.step_costs
+    least, largest = estimates.least + priced, estimates.largest + priced
+    gains = []
+    for leaf in leaves:
+        chosen = [s for s in leaf.steps if filling.choice[s] == leaf.level]
+        refused = [s for s in leaf.steps if filling.choice[s] != leaf.level]
+        if len(leaf.steps) == 1:
+            gains.append(0.0)
+            continue
+        others = np.delete(least, leaf.level, axis=1).min(axis=1)
+        # one chosen step may hold all of the error, all refused ones but one may hold none
+        worst = max((largest[s, leaf.level] - others[s] for s in chosen), default=0.0)
+        spared = [largest[s, filling.choice[s]] - least[s, leaf.level] for s in refused]
+        gains.append(max(worst, 0.0) + math.fsum(max(gain, 0.0) for gain in spared))
+    return gains
+
+
+def _moves(
+    problem: AllocationProblem, estimates: Estimates, positions: dict[tuple[int, int], int]
+) -> list[tuple[float, int, int, int, int]]:
+    """(error per saved cost, position, order, step, level): each step's way along the lower convex
+    hull of its levels, from the reference to its cheapest.
+    """
+    moves = []
+    for step, (costs, errors) in enumerate(zip(problem.step_costs, estimates.mean, strict=True)):
+        here, order = 0, 0
+        while True:
+            cheaper = [
+                ((errors[level] - errors[here]) / (costs[here] - costs[level]), costs[level], level)
+                for level in range(len(costs))
+                if costs[level] < costs[here] and math.isfinite(errors[level])
+            ]
+            if not cheaper:
+                break
+            efficiency, _, level = min(cheaper)
+            moves.append((efficiency, positions.get((step, level), step), order, step, level))
+            here, order = level, order + 1
+    return moves
+
+
+def _positions(problem: AllocationProblem, leaves: Sequence[Leaf]) -> dict[tuple[int, int], int]:
+    """In which order the steps of a leaf are taken, as they are all estimated alike."""
+    costs = problem.step_costs
+    rates = [
+        leaf.weight / math.fsum(costs[s, 0] - costs[s, leaf.level] for s in leaf.steps)
+        for leaf in leaves
+    ]
+    positions = {}
+    for i, leaf in enumerate(leaves):
+        before = rates[i - 1] if i and leaves[i - 1].level == leaf.level else math.inf
+        after = i + 1 < len(leaves) and leaves[i + 1].level == leaf.level
+        backwards = after and rates[i + 1] < before
+        for step in leaf.steps:
+            positions[step, leaf.level] = -step if backwards else step
+    return positions

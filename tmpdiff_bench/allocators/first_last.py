@@ -1,0 +1,69 @@
+"""The first and last steps high, all others low."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from tmpdiff_bench.allocators.base import (
+    Allocation,
+    AllocationProblem,
+    Choice,
+    InfeasibleBudgetError,
+)
+from tmpdiff_bench.allocators.citations import TMPDIFF_BENCH
+from tmpdiff_bench.allocators.oracle import Oracle, declares
+from tmpdiff_bench.errors import UsageError
+
+
+@declares(evaluations=lambda steps, levels: max(1, (steps + 1) * (levels - 1)))
+def first_last(
+    problem: AllocationProblem, *, by: Literal["auto", "single_errors", "search"] = "auto"
+) -> Allocation:
+    """Run n first and m last steps at the reference, and all between at one low level.
+
+    What inference engines ship as a step policy. For every low level and every n, m is the largest
+    number for which the plan is within the budget. Among these candidates, `by="single_errors"`
+    takes the one with the least sum of single errors (no evaluation beyond them and its own), and
+    `by="search"` measures all of them; "auto" searches only where there are no single errors.
+
+    At most (S+1)(L-1) evaluations, or S(L-1) + 1 with single errors.
+
+    Raises:
+        InfeasibleBudgetError: even all steps at one low level are over the budget.
+    """
+    if by not in ("auto", "single_errors", "search"):
+        raise UsageError(f"by={by!r}: 'auto', 'single_errors' or 'search'")
+    with Oracle(problem, "first_last", TMPDIFF_BENCH) as oracle:
+        plans = _candidates(problem)
+        if by == "search" or (by == "auto" and problem.single_errors is None):
+            return oracle.allocation(min(plans, key=oracle))
+        singles = oracle.singles()
+
+        def predicted(choice: Choice) -> float:
+            return math.fsum(singles[step, level] for step, level in enumerate(choice))
+
+        best = min(plans, key=predicted)
+        return oracle.allocation(best, predicted_error=predicted(best))
+
+
+def _candidates(problem: AllocationProblem) -> list[Choice]:
+    """For each level and number of first steps, the plan with most last steps that fits."""
+    steps, found = problem.steps, dict[Choice, None]()
+    if problem.fits(problem.reference_cost):
+        found[(0,) * steps] = None
+    for level in range(1, len(problem.levels)):
+        for first in range(steps):
+            for last in range(steps - first - 1, -1, -1):
+                low = steps - first - last
+                choice = (0,) * first + (level,) * low + (0,) * last
+                if problem.fits(problem.cost(choice)):
+                    found[choice] = None
+                    break
+    if not found:
+        least = min(map(math.fsum, problem.step_costs.T))
+        raise InfeasibleBudgetError(
+            f"no first-last plan is within the budget of {problem.budget:.6g}: all steps at one "
+            f"level cost {least:.6g} or more"
+        )
+    return list(found)

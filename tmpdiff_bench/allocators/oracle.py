@@ -1,0 +1,210 @@
+"""The account that every allocator keeps: which plans were asked for, and what they cost."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import numpy as np
+
+from tmpdiff_bench.allocators.base import (
+    Allocation,
+    AllocationProblem,
+    Floats,
+    Measurement,
+    MeasurementError,
+)
+from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.plan import PrecisionPlan
+
+F = TypeVar("F", bound=Callable[..., Allocation])
+
+
+def declares(evaluations: Callable[[int, int], int]) -> Callable[[F], F]:
+    """Let an allocator declare its bound: at most `evaluations(S, L)` distinct plans.
+
+    The contract suite measures what is declared here (for default options).
+    """
+
+    def add(function: F) -> F:
+        function.evaluation_bound = evaluations  # type: ignore[attr-defined]
+        return function
+
+    return add
+
+
+def evaluation_bound(allocator: Any, steps: int, levels: int) -> int | None:
+    """The bound that an allocator declares; None where it declares none."""
+    bound = getattr(allocator, "evaluation_bound", None)
+    return None if bound is None else int(bound(steps, levels))
+
+
+class Oracle:
+    """Measures plans of a problem, each once, and keeps the account.
+
+    To be used as a context: an exception that leaves it carries what was paid for as `partial`
+    (a tuple of `Measurement`), whatever raised it. `limit` is the most plans that may be used, for
+    allocators that stop when `spent`.
+    """
+
+    def __init__(
+        self, problem: AllocationProblem, name: str, citation: str, *, limit: int | None = None
+    ) -> None:
+        if limit is not None and limit < 1:
+            raise UsageError(f"{name} may make {limit} evaluations: at least 1 is needed")
+        self.problem, self.limit = problem, limit
+        self._name, self._citation = name, citation
+        self._found: dict[PrecisionPlan, Measurement] = {}
+        self._seconds, self._started = 0.0, time.perf_counter()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None and not isinstance(error, MeasurementError):
+            error.partial = self.measured  # type: ignore[attr-defined]
+            if self._found:
+                error.add_note(
+                    f"{self._name} had used {len(self._found)} evaluations: they are in this "
+                    "exception's `partial`; go on with problem.knowing(error.partial)"
+                )
+
+    @property
+    def measured(self) -> tuple[Measurement, ...]:
+        """What was used so far, in order."""
+        return tuple(self._found.values())
+
+    @property
+    def left(self) -> float:
+        """How many more plans may be used."""
+        return math.inf if self.limit is None else self.limit - len(self._found)
+
+    def has(self, choice: Sequence[int]) -> bool:
+        """Whether a plan's error is at hand, so that asking for it costs nothing."""
+        found = self._found.get(self.problem.plan(choice))
+        return found is not None and not math.isnan(found.error)
+
+    def __call__(self, choice: Sequence[int]) -> float:
+        """The error of level indices; measured where it has not been.
+
+        Raises `MeasurementError` for NaN, infinite and negative errors, and what `error` raises.
+        """
+        plan = self.problem.plan(choice)
+        found = self._found.get(plan)
+        if found is None or math.isnan(found.error):
+            if plan in self.problem.known:
+                found = Measurement(plan, self._checked(plan, self.problem.known[plan]), read=True)
+            else:
+                found = Measurement(plan, self._ask(plan))
+            self._found[plan] = found
+        return found.error
+
+    def singles(self) -> Floats:
+        """Errors of the single plans, (S, L): those that the problem has, else measured."""
+        problem = self.problem
+        given = problem.single_errors
+        errors = np.zeros(problem.step_costs.shape)
+        for level in range(1, len(problem.levels)):
+            for step in range(problem.steps):
+                if given is None:
+                    choice = [0] * problem.steps
+                    choice[step] = level
+                    errors[step, level] = self(choice)
+                else:
+                    plan, errors[step, level] = problem.single(step, level), given[step, level]
+                    self._found.setdefault(plan, Measurement(plan, float(given[step, level]), True))
+        return errors
+
+    def gram(self) -> Floats:
+        """The problem's inner products, which somebody measured all single plans for."""
+        problem = self.problem
+        gram = problem.need_gram(self._name)
+        for level in range(1, len(problem.levels)):
+            for step in range(problem.steps):
+                plan = problem.single(step, level)
+                given = problem.single_errors
+                error = math.nan if given is None else float(given[step, level])
+                self._found.setdefault(plan, Measurement(plan, error, True))
+        return gram
+
+    def best(self) -> PrecisionPlan:
+        """The best plan within the budget among those used; of equal ones the first.
+
+        Raises `UsageError` where there is none.
+        """
+        problem = self.problem
+        fitting = [
+            m
+            for m in self._found.values()
+            if not math.isnan(m.error) and problem.fits(problem.cost(m.plan))
+        ]
+        if not fitting:
+            raise UsageError(f"{self._name} measured no plan within the budget")
+        return min(fitting, key=lambda m: m.error).plan
+
+    def allocation(
+        self,
+        plan: PrecisionPlan | Sequence[int],
+        *,
+        predicted_error: float | None = None,
+        lower_bound: float | None = None,
+        intervals: tuple[Any, ...] = (),
+    ) -> Allocation:
+        """The result; its plan is measured if it has not been. Refuses a plan over budget."""
+        problem = self.problem
+        choice = problem.choice(plan) if isinstance(plan, PrecisionPlan) else tuple(plan)
+        cost = problem.cost(choice)
+        if not problem.fits(cost):
+            raise AssertionError(f"{self._name} chose a plan that costs {cost}, over its budget")
+        error = self(choice)
+        reference = PrecisionPlan.uniform(problem.levels[0], problem.steps)
+        plans = [reference, *self._found]
+        source = getattr(problem.error, "source", lambda plan: "measured")
+        return Allocation(
+            allocator=self._name,
+            plan=problem.plan(choice),
+            cost=cost,
+            budget=problem.budget,
+            speedup=problem.speedup(cost),
+            error=error,
+            error_source=source(problem.plan(choice)),
+            predicted_error=predicted_error,
+            lower_bound=lower_bound,
+            evaluations=len(self._found),
+            nfe=problem.nfe(plans),
+            trace=self.measured,
+            seconds=time.perf_counter() - self._started,
+            oracle_seconds=self._seconds,
+            citation=self._citation,
+            intervals=intervals,
+            _costs=tuple(problem.cost(m.plan) for m in self.measured),
+        )
+
+    def _ask(self, plan: PrecisionPlan) -> float:
+        started = time.perf_counter()
+        try:
+            value = self.problem.error(plan)
+        finally:
+            self._seconds += time.perf_counter() - started
+        return self._checked(plan, value)
+
+    def _checked(self, plan: PrecisionPlan, value: object) -> float:
+        try:
+            number = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            number = math.nan
+        if not (math.isfinite(number) and number >= 0):
+            raise MeasurementError(
+                f"the error of plan {plan} is {value!r}: errors are finite and not negative "
+                f"({len(self._found)} evaluations made before are in `partial`)",
+                self.measured,
+            )
+        return number

@@ -1,0 +1,94 @@
+"""A problem of a recording: no model is needed, and nothing is run."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmpdiff_bench.allocators import AllocationProblem
+from tmpdiff_bench.errors import UsageError, unknown
+from tmpdiff_bench.plan import PrecisionPlan
+from tmpdiff_bench.problems.costs import CostTable
+from tmpdiff_bench.trajectory.recording import Recording
+
+_POWERS = {"latent_rmse": 0.5, "latent_mse": 1.0}  # of s'Gs
+
+
+class RecordedError:
+    """Errors of plans that a recording holds (means over its samples), and predictions of others.
+
+    A plan that was not run is given the root of s'Gs (for `latent_mse` s'Gs itself): what its error
+    would be if terminal deviations superposed. `source(plan)` tells the two apart.
+    """
+
+    def __init__(self, recording: Recording, metric: str) -> None:
+        names = sorted(set(recording.table["metric"]))
+        if metric not in names:
+            raise unknown("metric of the recording", metric, names)
+        rows = recording.table[recording.table["metric"] == metric]
+        means = rows.groupby("plan")["value"].mean()
+        self._metric, self._levels, self._steps = metric, recording.levels, recording.steps
+        self._means = {str(plan): float(value) for plan, value in means.items()}
+        self._means[str(PrecisionPlan.uniform(recording.levels[0], recording.steps))] = 0.0
+        self.gram: NDArray[np.float64] | None = None
+        if metric in _POWERS:
+            cells = recording.singles.reshape(-1, recording.singles[0, 0].size).astype(np.float64)
+            self.gram = np.asarray(cells @ cells.T / cells.shape[1])
+
+    def __call__(self, plan: PrecisionPlan) -> float:
+        """Look a plan up, or predict it.
+
+        Raises `UsageError` where it was not recorded and the metric has no inner products.
+        """
+        if self.source(plan) == "measured":
+            return self._means[str(plan)]
+        if self.gram is None:
+            raise UsageError(
+                f"the recording holds no {self._metric} of plan {plan}, and only latent metrics "
+                "are predicted: use latent_rmse, or a live_problem"
+            )
+        cells = [
+            (self._levels.index(level) - 1) * self._steps + step
+            for step, level in enumerate(plan)
+            if level != self._levels[0]
+        ]
+        square = max(float(self.gram[np.ix_(cells, cells)].sum()), 0.0)
+        return math.pow(square, _POWERS[self._metric])
+
+    def source(self, plan: PrecisionPlan) -> str:
+        """Either "measured" or "predicted"."""
+        return "measured" if str(plan) in self._means else "predicted"
+
+
+def from_recording(
+    recording: Recording, cost_table: CostTable, *, speedup: float, metric: str = "latent_rmse"
+) -> AllocationProblem:
+    """The problem of a recording's levels, steps and samples.
+
+    Single errors and the Gram matrix are the recording's. Its joint plans have measured errors; the
+    error of every other plan is *predicted* from the Gram matrix, and `Allocation.error_source`
+    says so. An allocator that searches by such errors searches the prediction: `gram` finds its
+    optimum directly. To score plans, measure them (`live_problem`).
+
+    Raises:
+        UsageError: an unknown metric, a level without a cost, an impossible speedup.
+    """
+    error = RecordedError(recording, metric)
+    levels, steps = recording.levels, recording.steps
+    singles = np.zeros((steps, len(levels)))
+    for index, level in enumerate(levels[1:], 1):
+        for step in range(steps):
+            plan = PrecisionPlan.single(levels[0], level, step, steps)
+            if error.source(plan) != "measured":
+                raise UsageError(f"the recording's table has no {metric} of the single plan {plan}")
+            singles[step, index] = error(plan)
+    return AllocationProblem.for_speedup(
+        speedup,
+        levels=levels,
+        step_costs=cost_table.step_costs(levels, steps),
+        error=error,
+        single_errors=singles,
+        gram=error.gram,
+    )
