@@ -115,12 +115,17 @@ class _Counter(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        query, key, value = (*args, *(kwargs[n] for n in ("query", "key", "value")[len(args) :]))[
-            :3
-        ]
+        query, key, value = _attended(*args, **kwargs)
         output = query.new_empty(*query.shape[:-1], value.shape[-1])
         width = query.shape[-1] + value.shape[-1]
         flops = 2 * (query.numel() // query.shape[-1]) * key.shape[-2] * width
         read = query.numel() + key.numel() + value.numel()
         self.operations.append(Operation("", "attention", flops, read, 0, output.numel()))
         return output
+
+
+def _attended(
+    query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the arguments of attention, those that it multiplies."""
+    return query, key, value

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from tmpdiff_bench.costs.architectures import architecture
 from tmpdiff_bench.costs.counting import Operation, count_operations
@@ -96,12 +97,13 @@ def roofline_table(
     )
 
 
-def model_operations(model: str, resolution: int) -> list[Operation]:
+@cache
+def model_operations(model: str, resolution: int) -> tuple[Operation, ...]:
     """What a family's true-size denoiser does in one step of a square image."""
     shape = architecture(model)
     inputs = shape.call(resolution, resolution)
     denoiser = shape.build()
-    return count_operations(denoiser, inputs, shape.quantized(denoiser))
+    return tuple(count_operations(denoiser, inputs, shape.quantized(denoiser)))
 
 
 def step_time(operations: Sequence[Operation], level: Level, hardware: Hardware) -> StepTime:

@@ -98,7 +98,7 @@ class CostTable:
         return f"{self.model} on {self.device} ({self.kind})"
 
     def cost(self, plan: PrecisionPlan) -> float:
-        """ms of a whole plan: its steps, and its switches where these cost anything."""
+        """Time of a whole plan, ms: its steps, and its switches where these cost anything."""
         switches = sum(a != b for a, b in zip(plan.levels, plan.levels[1:], strict=False))
         return float(sum(self._ms(level) for level in plan) + switches * max(0.0, self.switch.ms))
 
@@ -107,7 +107,7 @@ class CostTable:
         return len(plan) * self._ms(self.reference) / self.cost(plan)
 
     def step_costs(self, levels: Sequence[str], steps: int) -> NDArray[np.float64]:
-        """ms of every step at every one of `levels`, shape (steps, len(levels)).
+        """Time of every step, ms, at every one of `levels`, shape (steps, len(levels)).
 
         All steps cost the same: a network's time does not depend on the timestep.
 
