@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -26,6 +27,12 @@ SMALL: dict[str, dict[str, Any]] = {
         "layers_per_block": 1,
     },
 }
+
+
+@cache
+def built(model: str) -> nn.Module:
+    """The true-size denoiser, on the meta device."""
+    return architecture(model).build()
 
 
 def test_a_linear_layer() -> None:
@@ -68,7 +75,7 @@ def test_parameter_counts_are_the_published_ones(model: str) -> None:
     PixArt-Sigma XL/2 610,856,096 are the totals that their checkpoints are catalogued with.
     """
     shape = architecture(model)
-    denoiser = shape.build()
+    denoiser = built(model)
     assert sum(parameter.numel() for parameter in denoiser.parameters()) == shape.parameters
     assert {parameter.device.type for parameter in denoiser.parameters()} == {"meta"}
 
@@ -92,7 +99,7 @@ def test_flops_are_those_of_pytorchs_counter(model: str) -> None:
 @pytest.mark.parametrize("model", ARCHITECTURES)
 def test_what_levels_change_lies_in_blocks(model: str) -> None:
     shape = architecture(model)
-    denoiser = shape.build()
+    denoiser = built(model)
     quantized = set(shape.quantized(denoiser))
     layers = {n for n, m in denoiser.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     kept = layers - quantized
@@ -114,8 +121,7 @@ def test_layers_are_those_of_the_embedded_pipeline() -> None:
 
 def test_an_input_is_quantized_once() -> None:
     """Query, key and value of an image, and those of the text, read one tensor each."""
-    shape = architecture("sd3")
-    denoiser = shape.build()
+    shape, denoiser = architecture("sd3"), built("sd3")
     operations = count_operations(denoiser, shape.call(256, 256), shape.quantized(denoiser))
     block = [op for op in operations if op.name.startswith("transformer_blocks.3.") and op.rows]
     first = {op.name.split(".", 2)[2] for op in block if op.first_use}

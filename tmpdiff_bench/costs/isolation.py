@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any
@@ -24,7 +25,9 @@ MIN_REPEATS = 6  # with fewer, no pair of order statistics holds the median in 9
 class Worker:
     """A process of its own that holds a subject; a context that ends it.
 
-    Raises:
+    It loads while others do: `wait` returns when it has.
+
+    Raises (in `wait` and `seconds`):
         UsageError: the subject can't be loaded, with the reason.
         RuntimeError: the process died; the message ends with what it last wrote.
     """
@@ -38,22 +41,25 @@ class Worker:
             stderr=self._log,
             text=True,
         )
-        try:
-            about = self._ask(json.dumps(asdict(subject)))
-        except BaseException:
-            self.close()
-            raise
-        self.title: str = about["title"]
-        self.environment: dict[str, Any] = about["environment"]
+        self._send(json.dumps(asdict(subject)))
+
+    def wait(self) -> dict[str, Any]:
+        """The model's `title` and the `environment`, once it is loaded; to be called once."""
+        return self._answer()
 
     def seconds(self, plan: PrecisionPlan) -> float:
         """Wall time of a plan in that process."""
-        return float(self._ask(str(plan))["seconds"])
+        self._send(str(plan))
+        return float(self._answer()["seconds"])
 
     def close(self) -> None:
         """End the process."""
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            with suppress(BrokenPipeError):
+                stream.close()
         self._log.close()
 
     def __enter__(self) -> Worker:
@@ -67,14 +73,14 @@ class Worker:
     ) -> None:
         self.close()
 
-    def _ask(self, request: str) -> dict[str, Any]:
+    def _send(self, request: str) -> None:
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
+        with suppress(BrokenPipeError):  # of a process that died: its answer is missing, too
             print(request, file=self._process.stdin, flush=True)
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
         if not line:
             self._log.seek(0)
             lines = self._log.read().strip().splitlines()

@@ -76,16 +76,18 @@ def measure(
         for name in (*levels, ""):
             held = replace(subject, levels=(name,) if name else levels)
             workers[name] = stack.enter_context(Worker(held))
+        for worker in workers.values():
+            about = worker.wait()
             bar.update()
         times = _rounds(workers, jobs, repeats, random.Random(seed))
-        title, environment = workers[""].title, workers[""].environment
+    environment = about["environment"]
     alone = {level: [t / steps for t in times[level, uniform[level]]] for level in levels}
     extra = _switches(alternating) - _switches(blocks)
     pairs = zip(times["", alternating], times["", blocks], strict=True)
     table = CostTable(
         name=_name(subject, environment["device"]),
         kind="measured",
-        model=title,
+        model=about["title"],
         device=environment["device"],
         levels={level: median_cost(alone[level]) for level in levels},
         switch=median_cost([(a - b) / extra for a, b in pairs]),
@@ -157,7 +159,7 @@ def _switches(plan: PrecisionPlan) -> int:
 
 
 def _name(subject: Subject, device: str) -> str:
-    words = f"measured-{subject.model}-{device}-{subject.batch}"
+    words = f"measured-{subject.model}-{device}-batch{subject.batch}"
     return re.sub(r"[^a-z0-9.]+", "-", words.lower()).strip("-")
 
 

@@ -16,10 +16,15 @@ from tmpdiff_bench.costs.counting import Operation, count_operations
 from tmpdiff_bench.costs.hardware import Hardware
 from tmpdiff_bench.costs.table import Cost, CostTable
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.levels import Level
+from tmpdiff_bench.levels import LEVEL_NAMES, Level
 
 REFERENCE = "bf16"
-DEFAULT_LEVELS = (REFERENCE, "w8a8", "w4a8", "w4a4")
+# all but fp32, beside which every format looks fast
+DEFAULT_LEVELS = (
+    *(name for name in LEVEL_NAMES if name != "fp32"),
+    "w4a4+lr32",
+    "nvfp4+lr32",
+)
 # bits of a value, its share of a block's scale included
 _BITS = {
     "fp32": 32.0,
@@ -158,6 +163,11 @@ def _quantized(
     weights = operation.weights * (_BITS[weight] + group) / 8
     compute = operation.flops / hardware.peak[compute_format(level)]
     traffic = operation.inputs * inner + operation.outputs * outer
+    if level.rank:
+        branch = level.rank * (operation.fan_in + operation.fan_out)
+        compute += 2 * operation.rows * branch / hardware.peak[REFERENCE]
+        weights += branch * outer
+        traffic += 2 * operation.rows * level.rank * outer  # between its two factors, and back
     quantizing = operation.first_use and activation not in _UNQUANTIZED
     extra = operation.inputs * (outer + inner) if quantizing else 0.0
     return compute, traffic + weights, weights, extra
