@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
 from tmpdiff_bench.additivity.style import Drawing, canvas, house_style, level_colours
@@ -49,16 +50,16 @@ def main(argv: Sequence[str]) -> None:
         figure, axes = canvas(2, 2, 4.4, sharex=True, sharey=True)
         for ax, model in zip([*axes[0], *axes[1]], MODELS, strict=True):
             draw(ax, model)
-        found = {}
+        found: dict[str, Artist] = {}
         for ax in (*axes[0], *axes[1]):
             handles, names = ax.get_legend_handles_labels()
             found.update(zip(names, handles, strict=True))
-        order = [level for level in LEVELS if level in found]
-        figure.legend([found[n] for n in order], order, loc="outside upper center", ncols=4)
+        handles = [found[level] for level in LEVELS]
+        figure.legend(handles, list(LEVELS), loc="outside upper center", ncols=len(LEVELS))
         figure.supxlabel("least time of a step at bf16 / at the level")
     drawing = Drawing(
         "roofline-speedups",
-        "What a level can save, at most",
+        "What a level saves at the roofline",
         "Rooflines of true-size models at 1024 x 1024; a level that is missing is one that the "
         "hardware has no rate for.",
         "Dots of speedups between 1 and 3.3 for four models on six graphics cards.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import pytest
 import torch
@@ -11,22 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.costs.small import SMALL
 from tmpdiff_bench.costs.architectures import ARCHITECTURES, architecture
 from tmpdiff_bench.costs.counting import Operation, count_operations
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.pipelines import load_model
-
-# Members of the same classes, small enough to run for PyTorch's counter.
-SMALL: dict[str, dict[str, Any]] = {
-    "sd3": {"num_layers": 2, "num_attention_heads": 2, "caption_projection_dim": 128},
-    "flux": {"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 2},
-    "pixart": {"num_layers": 2},
-    "sdxl": {
-        "block_out_channels": (160, 320, 640),
-        "transformer_layers_per_block": (1, 1, 1),
-        "layers_per_block": 1,
-    },
-}
 
 
 @cache

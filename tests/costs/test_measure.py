@@ -6,21 +6,26 @@ import math
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.costs.small import SMALL
 from tmpdiff_bench.commands import run
 from tmpdiff_bench.costs import Cost, CostTable, load_costs
 from tmpdiff_bench.costs import measure as measuring
 from tmpdiff_bench.costs.__main__ import main
+from tmpdiff_bench.costs.architectures import ARCHITECTURES, architecture
 from tmpdiff_bench.costs.isolation import Worker, median_cost
 from tmpdiff_bench.costs.measure import measure
 from tmpdiff_bench.costs.report import checks_text, comparison_text, measured_text
+from tmpdiff_bench.costs.subjects import TrueSize
 from tmpdiff_bench.costs.worker import Subject
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.plan import PrecisionPlan
@@ -184,6 +189,22 @@ def test_a_process_times_the_real_loop_and_tells_its_errors() -> None:
         assert 0 < short < worker.seconds(PrecisionPlan.uniform("fp32", 4)) < 60
         with pytest.raises(UsageError, match="unknown level"):
             worker.seconds(PrecisionPlan.parse("w9a9"))
+
+
+@pytest.mark.parametrize("model", ARCHITECTURES)
+def test_true_size_denoisers_run_with_random_weights(model: str) -> None:
+    """Here at small size; the inputs' shapes are those of the true one."""
+    shape = architecture(model)
+    shape = replace(shape, config={**shape.config, **SMALL[model]})
+    subject = Subject(model, ("native:bf16",), weights="random", resolution=64, steps=2, batch=2)
+    network = TrueSize(shape, subject)
+    assert network.title == f"{shape.title} at 64x64"
+    output = network.run(PrecisionPlan.uniform("native:bf16", 2))
+    assert output.dtype == torch.bfloat16
+    assert output.isfinite().all()
+    assert len(output) == 2 * shape.rows
+    with pytest.raises(UsageError, match="their reference is native:bf16"):
+        TrueSize(shape, replace(subject, levels=("fp32",)))
 
 
 def test_a_process_that_died_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

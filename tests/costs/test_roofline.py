@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tmpdiff_bench.costs.__main__ import MODELS
 from tmpdiff_bench.costs.architectures import ARCHITECTURES
 from tmpdiff_bench.costs.counting import Operation
 from tmpdiff_bench.costs.hardware import Hardware, hardware_names, load_hardware
@@ -186,6 +187,10 @@ def test_shipped_tables_are_up_to_date(model: str, name: str) -> None:
     """Rebuilt by `python -m tmpdiff_bench.costs roofline --model all --hardware all`."""
     table = roofline_table(model, load_hardware(name), resolution=1024, levels=DEFAULT_LEVELS)
     assert table.to_json() == load_costs(table.name).to_json()
+
+
+def test_the_command_knows_every_architecture() -> None:
+    assert set(MODELS) == set(ARCHITECTURES)
 
 
 def test_no_shipped_roofline_is_orphaned() -> None:

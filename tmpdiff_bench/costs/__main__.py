@@ -24,7 +24,10 @@ examples:
   python -m tmpdiff_bench.costs measure --model sd3 --levels fp32,native:w8a8 --steps 20 \\
       --plan "fp32*5 native:w8a8*15"
       and checks what the table predicts for a plan against the whole plan's own time
-  python -m tmpdiff_bench.costs compare measured-flux.json roofline-flux-h200-1024
+  python -m tmpdiff_bench.costs measure --model flux --weights random --device cuda \\
+      --levels native:bf16,native:fp8,native:w8a8 --steps 5
+      the true-size denoiser with random weights: speed does not depend on them
+  python -m tmpdiff_bench.costs compare PATH/measured-flux.json roofline-flux-h200-1024
 """
 MODELS = ("sd3", "flux", "pixart", "sdxl")
 
@@ -76,6 +79,8 @@ def _measure(options: argparse.Namespace) -> None:
         options.guidance,
         options.batch,
         options.device,
+        options.resolution,
+        options.compile,
     )
     found = measure(subject, repeats=options.repeats, plans=plans, seed=options.seed)
     print(measured_text(found))
@@ -145,7 +150,8 @@ def _parser() -> ArgumentParser:
     measure.add_argument(
         "--weights",
         default="embedded",
-        help="'embedded', a folder that diffusers saved, or a hub id (default: %(default)s)",
+        help="'embedded', a folder that diffusers saved, a hub id, or 'random': a denoiser of true "
+        "size, with a reference of native:bf16 (default: %(default)s)",
     )
     measure.add_argument("--revision", help="branch, tag or commit of a hub id")
     for name, kind, default, text in (
@@ -153,6 +159,7 @@ def _parser() -> ArgumentParser:
         ("--batch", positive_int, 1, "images at a time"),
         ("--repeats", positive_int, 15, "rounds in which everything is timed once, 6 or more"),
         ("--guidance", finite_float, 4.0, "classifier-free guidance scale"),
+        ("--resolution", positive_int, 1024, "side of images, with --weights random"),
         ("--device", str, "cpu", "where the model runs, such as cpu or cuda"),
         ("--seed", seed, 0, "seed of the order within rounds"),
     ):
@@ -163,6 +170,7 @@ def _parser() -> ArgumentParser:
             metavar=name[2:].upper(),
             help=f"{text} (default: %(default)s)",
         )
+    measure.add_argument("--compile", action="store_true", help="run torch.compile's networks")
     measure.add_argument(
         "--plan",
         action="append",

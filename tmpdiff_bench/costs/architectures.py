@@ -52,8 +52,8 @@ class Architecture:
             module: nn.Module = self.denoiser(**self.config).eval()
         return module
 
-    def call(self, height: int, width: int, device: str = "meta") -> Inputs:
-        """Arguments of the denoiser for an image of `height` x `width` pixels.
+    def call(self, height: int, width: int, device: str = "meta", *, batch: int = 1) -> Inputs:
+        """Arguments of the denoiser for `batch` images of `height` x `width` pixels.
 
         Raises:
             UsageError: the model takes no images of this size.
@@ -65,7 +65,7 @@ class Architecture:
                     f"pixels in steps of {self.multiple}, not {width}x{height}"
                 )
         with torch.device(device):
-            return self.inputs(self.rows, height // _LATENT_FACTOR, width // _LATENT_FACTOR)
+            return self.inputs(batch * self.rows, height // _LATENT_FACTOR, width // _LATENT_FACTOR)
 
     def quantized(self, denoiser: nn.Module) -> tuple[str, ...]:
         """Names of the layers that levels change."""

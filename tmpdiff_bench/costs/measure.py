@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from tmpdiff_bench.costs.isolation import MIN_REPEATS, Worker, median_cost
 from tmpdiff_bench.costs.table import NATIVE, Cost, CostTable, is_native
-from tmpdiff_bench.costs.worker import Subject
+from tmpdiff_bench.costs.worker import RANDOM, Subject
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.plan import PrecisionPlan
 
@@ -94,7 +94,7 @@ def measure(
         setting={
             "steps": steps,
             "batch": subject.batch,
-            "guidance": subject.guidance,
+            **_how(subject),
             "threads": environment["threads"],
             "repeats": repeats,
         },
@@ -158,8 +158,17 @@ def _switches(plan: PrecisionPlan) -> int:
     return sum(a != b for a, b in zip(plan.levels, plan.levels[1:], strict=False))
 
 
+def _how(subject: Subject) -> dict[str, str | int | float]:
+    ran = {"compiled": "yes"} if subject.compiled else {}
+    if subject.weights == RANDOM:
+        return {"weights": RANDOM, "resolution": subject.resolution, **ran}
+    return {"guidance": subject.guidance, **ran}
+
+
 def _name(subject: Subject, device: str) -> str:
     words = f"measured-{subject.model}-{device}-batch{subject.batch}"
+    words += f"-{subject.resolution}" if subject.weights == RANDOM else ""
+    words += "-compiled" if subject.compiled else ""
     return re.sub(r"[^a-z0-9.]+", "-", words.lower()).strip("-")
 
 

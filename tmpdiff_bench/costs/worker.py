@@ -20,10 +20,15 @@ from tmpdiff_bench.commands import run
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.plan import PrecisionPlan
 
+RANDOM = "random"
+
 
 @dataclass(frozen=True)
 class Subject:
-    """What is timed: a model at some levels, running `steps` steps of `batch` images."""
+    """What is timed: a model at some levels, running `steps` steps of `batch` images.
+
+    Weights `random` are a denoiser of true size, for square images of `resolution` pixels.
+    """
 
     model: str
     levels: tuple[str, ...]
@@ -33,6 +38,8 @@ class Subject:
     guidance: float = 4.0
     batch: int = 1
     device: str = "cpu"
+    resolution: int = 1024
+    compiled: bool = False
 
 
 class Timer:
@@ -41,33 +48,17 @@ class Timer:
     def __init__(self, subject: Subject) -> None:
         import torch
 
-        from tmpdiff_bench.levels import LevelBank
-        from tmpdiff_bench.noise import initial_noise
-        from tmpdiff_bench.pipelines import load_model
-        from tmpdiff_bench.zoo.prompts import mixed_prompts
+        from tmpdiff_bench.costs.subjects import runner
 
-        loaded = load_model(
-            subject.model,
-            weights=subject.weights,
-            revision=subject.revision,
-            device=subject.device,
-        )
-        self.title = loaded.title
-        self._pipeline = loaded.stepwise(steps=subject.steps, guidance=subject.guidance)
-        self._bank = LevelBank(self._pipeline.denoiser, subject.levels, self._pipeline.quantized)
-        texts = list(mixed_prompts(subject.batch, "calibration")["text"])
-        self._conditioning = self._pipeline.encode(texts)
-        noise = initial_noise([(text, 0) for text in texts], self._pipeline.latent_shape)
-        self._state = self._pipeline.initial_state(noise)
+        self._runner = runner(subject)
+        self.title = self._runner.title
         self._wait = torch.cuda.synchronize if subject.device.startswith("cuda") else _nothing
 
     def seconds(self, plan: PrecisionPlan) -> float:
         """Wall time of a plan's steps, without encoding and decoding."""
-        state = self._state
         self._wait()
         started = time.perf_counter()
-        for step, level in enumerate(plan):
-            state = self._pipeline.step(state, step, self._bank[level], self._conditioning)
+        self._runner.run(plan)
         self._wait()
         return time.perf_counter() - started
 
