@@ -114,7 +114,7 @@ def test_products_run_in_the_wider_format(level: str, format: str) -> None:
 @settings(deadline=None, max_examples=10)
 @given(st.sampled_from(list(ARCHITECTURES)), st.floats(1, 10), st.sampled_from(DEFAULT_LEVELS))
 def test_better_hardware_is_never_slower(model: str, factor: float, name: str) -> None:
-    operations, level = model_operations(model, 512), Level.parse(name)
+    operations, level = model_operations(model, 512)[::9], Level.parse(name)
     chip = load_hardware("a100")
     if compute_format(level) not in chip.peak:
         return
