@@ -12,7 +12,8 @@ from torch import nn
 
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.levels import LEVEL_NAMES, Level, LevelBank, quantize_dequantize
-from tmpdiff_bench.levels.formats import FORMATS, INTEGER_MAX
+from tmpdiff_bench.levels.formats import FORMATS
+from tmpdiff_bench.levels.integers import INTEGER_MAX
 
 rows = npst.arrays(
     np.float32, (3, 20), elements=st.floats(-1e4, 1e4, width=32, allow_subnormal=False)

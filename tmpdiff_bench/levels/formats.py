@@ -1,8 +1,4 @@
-"""Number formats: rounding a tensor to what a format can hold, exactly.
-
-Integers are symmetric, round to nearest with ties to even, and never use the most negative code
-(Nagel et al. 2021, "A White Paper on Neural Network Quantization", §2.2).
-"""
+"""Number formats: rounding a tensor to what a format can hold, exactly."""
 
 from __future__ import annotations
 
@@ -10,8 +6,8 @@ import torch
 from torch import Tensor
 
 from tmpdiff_bench.errors import unknown
+from tmpdiff_bench.levels.integers import INTEGER_MAX, round_integer
 
-INTEGER_MAX = {"int4": 7, "int6": 31, "int8": 127}
 _CASTS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FORMATS = (*INTEGER_MAX, *_CASTS, "fp32")
 
@@ -36,7 +32,4 @@ def quantize_dequantize(
     if group is not None and x.shape[axis] > group:
         parts = x.split(group, dim=axis)
         return torch.cat([quantize_dequantize(p, format, axis=axis) for p in parts], dim=axis)
-    scale = x.abs().amax(dim=axis, keepdim=True).div_(INTEGER_MAX[format])
-    # a row of zeros: any scale gives zeros, but zero itself would give NaN
-    scale.masked_fill_(scale == 0, 1)
-    return (x / scale).round_().mul_(scale)
+    return round_integer(x, format, axis)

@@ -1,0 +1,196 @@
+"""`python -m tmpdiff_bench.costs`: measure what levels cost, or bound it for other hardware."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from tmpdiff_bench.commands import ArgumentParser, finite_float, positive_int, run, seed
+from tmpdiff_bench.costs.hardware import hardware_names, load_hardware
+from tmpdiff_bench.costs.table import CostTable, load_costs
+from tmpdiff_bench.plan import PrecisionPlan
+
+DESCRIPTION = """\
+What one denoising step costs at each precision level: measured on this device with real kernels, or
+as a roofline of the true-size model on hardware that you need not have.
+"""
+EXAMPLES = """\
+examples:
+  python -m tmpdiff_bench.costs roofline --model flux --hardware h200
+  python -m tmpdiff_bench.costs roofline --model all --hardware all
+      rebuilds every roofline table that ships in data/costs
+  python -m tmpdiff_bench.costs measure --model sd3 --levels fp32,native:bf16,native:w8a8
+  python -m tmpdiff_bench.costs measure --model sd3 --levels fp32,native:w8a8 --steps 20 \\
+      --plan "fp32*5 native:w8a8*15"
+      and checks what the table predicts for a plan against the whole plan's own time
+  python -m tmpdiff_bench.costs measure --model flux --weights random --device cuda \\
+      --levels native:bf16,native:fp8,native:w8a8 --steps 5
+      the true-size denoiser with random weights: speed does not depend on them
+  python -m tmpdiff_bench.costs compare PATH/measured-flux.json roofline-flux-h200-1024
+"""
+MODELS = ("sd3", "flux", "pixart", "sdxl")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run one of `roofline`, `measure`, `compare`."""
+    options = _parser().parse_args(argv)
+    if options.command == "roofline":
+        _roofline(options)
+    elif options.command == "measure":
+        _measure(options)
+    else:
+        measured, roofline = load_costs(options.measured), load_costs(options.roofline)
+        from tmpdiff_bench.costs.report import comparison_text
+
+        print(comparison_text(measured, roofline))
+
+
+def _roofline(options: argparse.Namespace) -> None:
+    models = MODELS if options.model == ["all"] else options.model
+    names = hardware_names() if options.hardware == ["all"] else options.hardware
+    sheets = [load_hardware(name) for name in names]
+    from tmpdiff_bench.costs.report import roofline_text
+    from tmpdiff_bench.costs.roofline import DEFAULT_LEVELS, roofline_table
+
+    levels = options.levels or DEFAULT_LEVELS
+    tables = [
+        roofline_table(model, sheet, resolution=options.resolution, levels=levels)
+        for model in models
+        for sheet in sheets
+    ]
+    for table in tables:
+        print(roofline_text(table), end="\n\n")
+    _save(tables, options.out)
+
+
+def _measure(options: argparse.Namespace) -> None:
+    plans = [PrecisionPlan.parse(text) for text in options.plan]
+    from tmpdiff_bench.costs.measure import measure
+    from tmpdiff_bench.costs.report import checks_text, measured_text
+    from tmpdiff_bench.costs.worker import Subject
+
+    subject = Subject(
+        options.model,
+        tuple(options.levels),
+        options.weights,
+        options.revision,
+        options.steps,
+        options.guidance,
+        options.batch,
+        options.device,
+        options.resolution,
+        options.compile,
+    )
+    found = measure(subject, repeats=options.repeats, plans=plans, seed=options.seed)
+    print(measured_text(found))
+    if found.checks:
+        print("\n" + checks_text(found.checks))
+    print()
+    _save([found.table], options.out)
+
+
+def _save(tables: Sequence[CostTable], folder: Path) -> None:
+    """Write tables; where the folder is a checkout's data/costs, the manifest as well."""
+    from tmpdiff_bench.zoo.manifest import NAME, write_manifest
+
+    paths = [table.save(folder) for table in tables]
+    if folder.name == "costs" and (folder.parent / NAME).exists():
+        paths.append(write_manifest(folder.parent))
+    for path in paths:
+        print(f"wrote {path}")
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of names, such as a,b")
+    return names
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m tmpdiff_bench.costs",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    roofline = commands.add_parser("roofline", help="bound the cost from layer shapes")
+    roofline.add_argument(
+        "--model", type=_names, required=True, metavar="NAMES", help=f"{', '.join(MODELS)}, or all"
+    )
+    roofline.add_argument(
+        "--hardware",
+        type=_names,
+        required=True,
+        metavar="NAMES",
+        help=f"{', '.join(hardware_names())}, a sheet of your own (PATH.toml), or all",
+    )
+    roofline.add_argument(
+        "--resolution",
+        type=positive_int,
+        default=1024,
+        metavar="PIXELS",
+        help="side of the square image (default: %(default)s)",
+    )
+    roofline.add_argument(
+        "--levels", type=_names, metavar="NAMES", help="levels beside bf16 (default: all)"
+    )
+    measure = commands.add_parser("measure", help="time levels on this device")
+    measure.add_argument("--model", required=True, metavar="NAME", help="the model, such as sd3")
+    measure.add_argument(
+        "--levels",
+        type=_names,
+        required=True,
+        metavar="NAMES",
+        help="the reference and others with real kernels: fp32,native:w8a8",
+    )
+    measure.add_argument(
+        "--weights",
+        default="embedded",
+        help="'embedded', a folder that diffusers saved, a hub id, or 'random': a denoiser of true "
+        "size, with a reference of native:bf16 (default: %(default)s)",
+    )
+    measure.add_argument("--revision", help="branch, tag or commit of a hub id")
+    for name, kind, default, text in (
+        ("--steps", positive_int, 20, "denoising steps of a plan"),
+        ("--batch", positive_int, 1, "images at a time"),
+        ("--repeats", positive_int, 15, "rounds in which everything is timed once, 6 or more"),
+        ("--guidance", finite_float, 4.0, "classifier-free guidance scale"),
+        ("--resolution", positive_int, 1024, "side of images, with --weights random"),
+        ("--device", str, "cpu", "where the model runs, such as cpu or cuda"),
+        ("--seed", seed, 0, "seed of the order within rounds"),
+    ):
+        measure.add_argument(
+            name,
+            type=kind,
+            default=default,
+            metavar=name[2:].upper(),
+            help=f"{text} (default: %(default)s)",
+        )
+    measure.add_argument("--compile", action="store_true", help="run torch.compile's networks")
+    measure.add_argument(
+        "--plan",
+        action="append",
+        default=[],
+        metavar="PLAN",
+        help="a plan whose predicted speedup is checked; may be given many times",
+    )
+    for command in (roofline, measure):
+        command.add_argument(
+            "--out",
+            type=Path,
+            default=Path("data/costs"),
+            metavar="PATH",
+            help="folder of the tables (default: %(default)s)",
+        )
+    compare = commands.add_parser("compare", help="a roofline beside a measured table")
+    compare.add_argument("measured", metavar="MEASURED", help="a table's name or file")
+    compare.add_argument("roofline", metavar="ROOFLINE", help="a table's name or file")
+    return parser
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,203 @@
+"""The denoisers that people deploy, at their true size, on the meta device.
+
+Configurations are those of the published `config.json` files (arguments not named here are
+diffusers' defaults); each is checked by its published number of parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import (
+    FluxTransformer2DModel,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
+from torch import Tensor, nn
+
+from tmpdiff_bench.errors import UsageError, unknown
+
+Inputs = dict[str, Any]
+_LATENT_FACTOR = 8  # pixels a latent pixel's side, of every VAE here
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A denoiser's class and configuration, and what one step of one image calls it with.
+
+    `rows` is the batch of that call: two with classifier-free guidance. `blocks` are the modules
+    whose linear and convolution layers levels change; layers below a module named in `kept` (norms
+    with their modulation, projections of the timestep) stay. Sides of images are multiples of
+    `multiple` pixels, `limit` at most. `parameters` is the published count.
+    """
+
+    title: str
+    denoiser: Callable[..., nn.Module]
+    config: Mapping[str, Any]
+    inputs: Callable[[int, int, int], Inputs]
+    rows: int
+    blocks: tuple[str, ...]
+    kept: tuple[str, ...]
+    multiple: int
+    limit: int
+    parameters: int
+
+    def build(self, device: str = "meta") -> nn.Module:
+        """The denoiser with random weights, on the meta device with none."""
+        with torch.device(device):
+            module: nn.Module = self.denoiser(**self.config).eval()
+        return module
+
+    def call(self, height: int, width: int, device: str = "meta", *, batch: int = 1) -> Inputs:
+        """Arguments of the denoiser for `batch` images of `height` x `width` pixels.
+
+        Raises:
+            UsageError: the model takes no images of this size.
+        """
+        for side in (height, width):
+            if side % self.multiple or not 0 < side <= self.limit:
+                raise UsageError(
+                    f"{self.title} takes images with sides of {self.multiple} to {self.limit} "
+                    f"pixels in steps of {self.multiple}, not {width}x{height}"
+                )
+        with torch.device(device):
+            return self.inputs(batch * self.rows, height // _LATENT_FACTOR, width // _LATENT_FACTOR)
+
+    def quantized(self, denoiser: nn.Module) -> tuple[str, ...]:
+        """Names of the layers that levels change."""
+        return tuple(
+            name
+            for name, module in denoiser.named_modules()
+            if isinstance(module, nn.Linear | nn.Conv2d)
+            and name.startswith(self.blocks)
+            and not any(part.startswith(self.kept) for part in name.split("."))
+        )
+
+
+def architecture(model: str) -> Architecture:
+    """The true-size denoiser of a family. Raises `UsageError` for an unknown one."""
+    if model not in ARCHITECTURES:
+        raise unknown("model", model, ARCHITECTURES)
+    return ARCHITECTURES[model]
+
+
+def _sd3(rows: int, height: int, width: int) -> Inputs:
+    return {
+        "hidden_states": torch.empty(rows, 16, height, width),
+        "encoder_hidden_states": torch.empty(rows, 77 + 256, 4096),
+        "pooled_projections": torch.empty(rows, 2048),
+        "timestep": torch.empty(rows),
+    }
+
+
+def _flux(rows: int, height: int, width: int) -> Inputs:
+    tokens, text = (height // 2) * (width // 2), 512
+    return {
+        "hidden_states": torch.empty(rows, tokens, 64),
+        "encoder_hidden_states": torch.empty(rows, text, 4096),
+        "pooled_projections": torch.empty(rows, 768),
+        "timestep": torch.empty(rows),
+        "guidance": torch.empty(rows),
+        "img_ids": torch.empty(tokens, 3),
+        "txt_ids": torch.empty(text, 3),
+    }
+
+
+def _pixart(rows: int, height: int, width: int) -> Inputs:
+    return {
+        "hidden_states": torch.empty(rows, 4, height, width),
+        "encoder_hidden_states": torch.empty(rows, 300, 4096),
+        "encoder_attention_mask": torch.empty(rows, 300),
+        "timestep": torch.empty(rows),
+        "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
+    }
+
+
+def _sdxl(rows: int, height: int, width: int) -> Inputs:
+    condition: dict[str, Tensor] = {
+        "text_embeds": torch.empty(rows, 1280),
+        "time_ids": torch.empty(rows, 6),
+    }
+    return {
+        "sample": torch.empty(rows, 4, height, width),
+        "encoder_hidden_states": torch.empty(rows, 77, 2048),
+        "timestep": torch.empty(rows),
+        "added_cond_kwargs": condition,
+    }
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "sd3": Architecture(
+        "SD3-medium",
+        SD3Transformer2DModel,
+        {
+            "num_layers": 24,
+            "num_attention_heads": 24,
+            "caption_projection_dim": 1536,
+            "pos_embed_max_size": 192,
+        },
+        _sd3,
+        rows=2,
+        blocks=("transformer_blocks.",),
+        kept=("norm",),
+        multiple=16,
+        limit=3072,
+        parameters=2_028_328_000,
+    ),
+    "flux": Architecture(
+        "FLUX.1-dev",
+        FluxTransformer2DModel,
+        {"guidance_embeds": True},
+        _flux,
+        rows=1,  # guidance is distilled into the network
+        blocks=("transformer_blocks.", "single_transformer_blocks."),
+        kept=("norm",),
+        multiple=16,
+        limit=8192,
+        parameters=11_901_408_320,
+    ),
+    "pixart": Architecture(
+        "PixArt-Sigma XL/2",
+        PixArtTransformer2DModel,
+        {
+            "caption_channels": 4096,
+            "interpolation_scale": 2,
+            "use_additional_conditions": False,
+        },
+        _pixart,
+        rows=2,
+        blocks=("transformer_blocks.",),
+        kept=("norm",),
+        multiple=16,
+        limit=8192,
+        parameters=610_856_096,
+    ),
+    "sdxl": Architecture(
+        "SDXL base",
+        UNet2DConditionModel,
+        {
+            "sample_size": 128,
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "block_out_channels": (320, 640, 1280),
+            "transformer_layers_per_block": (1, 2, 10),
+            "attention_head_dim": (5, 10, 20),
+            "cross_attention_dim": 2048,
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+        _sdxl,
+        rows=2,
+        blocks=("down_blocks.", "mid_block.", "up_blocks."),
+        kept=("norm", "time_emb_proj"),
+        multiple=32,
+        limit=8192,
+        parameters=2_567_463_684,
+    ),
+}

@@ -1,0 +1,72 @@
+"""Hardware sheets: peak rates, bandwidth and memory of a GPU, each with its source."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tmpdiff_bench.errors import UsageError, unknown
+from tmpdiff_bench.resources import data_folder
+
+_FIELDS = {"name", "memory_gb", "bandwidth_gb_s", "sources", "peak", "absent"}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A GPU: `bandwidth` in bytes/s; `peak` in dense operations/s per number format.
+
+    `absent` gives the reason for each format that the sheet has no rate of. `sources` names the
+    documents that the figures are from.
+    """
+
+    key: str
+    name: str
+    memory_gb: float
+    bandwidth: float
+    peak: Mapping[str, float]
+    absent: Mapping[str, str]
+    sources: Mapping[str, str]
+
+    @classmethod
+    def read(cls, path: Path) -> Hardware:
+        """Read a sheet. Raises `UsageError` where a figure is missing, or names no source."""
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"hardware sheet {path} can't be read: {error}") from error
+        if set(content) != _FIELDS:
+            raise UsageError(f"hardware sheet {path} has the fields {sorted(_FIELDS)}")
+        sources, peak = content["sources"], content["peak"]
+        for figure in (content["memory_gb"], content["bandwidth_gb_s"], *peak.values()):
+            known = isinstance(figure, dict) and figure.get("source") in sources
+            if not known or not figure.get("value", 0) > 0:
+                raise UsageError(f"{path}: {figure} needs a positive value and one of the sources")
+        return cls(
+            path.stem,
+            content["name"],
+            content["memory_gb"]["value"],
+            content["bandwidth_gb_s"]["value"] * 1e9,
+            {format: figure["value"] * 1e12 for format, figure in peak.items()},
+            content["absent"],
+            sources,
+        )
+
+    def why_absent(self, format: str) -> str:
+        """Why there is no rate of a format."""
+        return self.absent.get(format, f"the hardware sheet {self.key} has no rate for {format}")
+
+
+def hardware_names() -> tuple[str, ...]:
+    """Keys of the sheets that come with the library."""
+    return tuple(sorted(path.stem for path in (data_folder() / "hardware").glob("*.toml")))
+
+
+def load_hardware(name: str) -> Hardware:
+    """A sheet by its key, or by the path of its file. Raises `UsageError`."""
+    if name.endswith(".toml"):
+        return Hardware.read(Path(name))
+    if name not in hardware_names():
+        raise unknown("hardware", name, hardware_names())
+    return Hardware.read(data_folder() / "hardware" / f"{name}.toml")

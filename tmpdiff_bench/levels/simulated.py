@@ -1,0 +1,83 @@
+"""Simulated layers: weights and inputs rounded to a format, the reference's arithmetic on them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tmpdiff_bench.levels.formats import quantize_dequantize
+from tmpdiff_bench.levels.level import Level
+
+
+class Shared:
+    """A function of a layer's input that is computed once for layers with the same input.
+
+    Query, key and value projections get the same tensor one after the other: the last result is
+    kept, and used again while the input is the very same tensor.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        self._function = function
+        self._input: Tensor | None = None
+        self._version = -1
+        self._output: Any = None
+
+    def __call__(self, x: Tensor) -> Any:
+        if torch.compiler.is_compiling():  # a compiled graph shares what is equal by itself
+            return self._function(x)
+        if x is not self._input or x._version != self._version:
+            self._input, self._version = x, x._version
+            self._output = self._function(x)
+        return self._output
+
+
+class ActivationRounder:
+    """Rounds layer inputs to a level's activation format: tokens (linear) or images (convolution)
+    alone, so that samples of a batch do not influence one another.
+    """
+
+    def __init__(self, level: Level) -> None:
+        form = level.activation or "fp32"
+        self.tokens = Shared(lambda x: quantize_dequantize(x, form))
+        self.images = Shared(lambda x: quantize_dequantize(x.flatten(1), form).view_as(x))
+
+
+class SimulatedLinear(nn.Module):
+    """A linear layer with rounded weights and inputs, computed in the reference's arithmetic."""
+
+    def __init__(self, layer: nn.Linear, level: Level, rounder: ActivationRounder) -> None:
+        super().__init__()
+        self.weight = rounded_weight(layer.weight, level)
+        self.bias = layer.bias
+        self._rounder = rounder
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self._rounder.tokens(x), self.weight, self.bias)
+
+
+class SimulatedConv2d(nn.Module):
+    """A convolution with rounded weights and inputs, computed in the reference's arithmetic."""
+
+    def __init__(self, layer: nn.Conv2d, level: Level, rounder: ActivationRounder) -> None:
+        super().__init__()
+        self._layer = copy.copy(layer)
+        self._layer._parameters = dict(layer._parameters)
+        self._layer.weight = rounded_weight(layer.weight, level)
+        self._rounder = rounder
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self._layer(self._rounder.images(x))
+        return output
+
+
+@torch.no_grad()
+def rounded_weight(weight: Tensor, level: Level) -> nn.Parameter:
+    """A weight (out, ...) rounded per output channel, or per group or block of inputs of it."""
+    flat = weight.detach().flatten(1)
+    rounded = quantize_dequantize(flat, level.weight or "fp32", group=level.weight_group)
+    return nn.Parameter(rounded.view_as(weight), requires_grad=False)
