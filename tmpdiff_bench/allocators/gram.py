@@ -24,7 +24,7 @@ def gram(problem: AllocationProblem, *, max_nodes: int | None = None) -> Allocat
     Elloumi and Plateau 2009) whose bound is nearly that of a semidefinite program; proven optimal
     where the search ends before `max_nodes`, otherwise `lower_bound` says how good the plan is at
     least (`gap`). Bounds hold to 1e-9 of s'Gs. By default the search has no limit for two levels at
-    up to 30 steps, and 4,000 nodes above that (some 8 s at S = 50 and L = 3).
+    up to 30 steps, and 4,000 nodes above that: seconds at S = 50 and L = 3.
 
     Needs the problem's `gram`, hence S(L-1) single plans, and measures the plan it chose:
     S(L-1) + 1 evaluations. The prediction is a root mean square over samples, which is somewhat
