@@ -119,9 +119,9 @@ def _check(levels: tuple[str, ...], steps: int, num_seeds: int, guidance: float)
 
 
 def _plain(config: Mapping[str, object]) -> dict[str, object]:
-    """The public, JSON-like part of a diffusers config."""
+    """The public part of a diffusers config as JSON: infinities (DPM-Solver's) become text."""
     return {
-        k: v
+        k: str(v) if isinstance(v, float) and not math.isfinite(v) else v
         for k, v in config.items()
         if not k.startswith("_") and isinstance(v, str | int | float | bool | None)
     }
