@@ -24,6 +24,6 @@ def test_prompts_of_a_file(tmp_path: Path) -> None:
     path.write_text("a ring\na star\na cross\n", encoding="utf-8")
     assert list(_prompts(path, None)["text"]) == ["a ring", "a star", "a cross"]
     assert list(_prompts(path, 2)["text"]) == ["a ring", "a star"]
-    with pytest.raises(UsageError, match="--num-prompts 4: .* holds 3"):
+    with pytest.raises(UsageError, match=r"--num-prompts 4: .* holds 3"):
         _prompts(path, 4)
     assert len(_prompts(None, None)) == 16
