@@ -1,32 +1,75 @@
-"""Shared fixtures: a small untrained pipeline of the real classes, so that tests cost little."""
+"""Shared fixtures: small untrained pipelines of the real classes, so that tests cost little."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import (
+    FluxPipeline,
+    PixArtSigmaPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionXLPipeline,
+)
 
-from tmpdiff_bench.zoo.sd3 import build_pipeline
+from tmpdiff_bench.zoo import flux, pixart, sd3, sdxl
+from tmpdiff_bench.zoo.t5 import lower_case_tokenizer
+from tmpdiff_bench.zoo.text import build_t5_encoder
 from tmpdiff_bench.zoo.vae import build_vae
+
+
+def without_zeros(pipeline: Any) -> Any:
+    """The pipeline, with all that training begins at zero (gates, last layers) at small values."""
+    generator = torch.Generator().manual_seed(7)
+    denoiser = getattr(pipeline, "transformer", None) or pipeline.unet
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            if not parameter.any():
+                parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 @pytest.fixture(scope="session")
 def untrained_sd3() -> StableDiffusion3Pipeline:
     """The embedded architecture with random weights, none of them zero (adaLN gates included)."""
-    pipeline = build_pipeline(build_vae(), seed=0)
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in pipeline.transformer.parameters():
-            if not parameter.any():
-                parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+    pipeline = sd3.build_pipeline(build_vae(), seed=0)
     pipeline.vae.register_to_config(scaling_factor=0.7, shift_factor=0.1)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return without_zeros(pipeline)
+
+
+@pytest.fixture(scope="session")
+def untrained_flux(untrained_sd3: StableDiffusion3Pipeline) -> FluxPipeline:
+    torch.manual_seed(1)
+    tokenizer = lower_case_tokenizer()
+    encoder = build_t5_encoder(tokenizer)
+    vae = untrained_sd3.vae
+    return without_zeros(flux.build_pipeline(untrained_sd3, vae, tokenizer, encoder, seed=0))
+
+
+@pytest.fixture(scope="session")
+def untrained_pixart(untrained_sd3: StableDiffusion3Pipeline) -> PixArtSigmaPipeline:
+    torch.manual_seed(1)
+    tokenizer = lower_case_tokenizer()
+    encoder = build_t5_encoder(tokenizer)
+    return without_zeros(pixart.build_pipeline(untrained_sd3.vae, tokenizer, encoder, seed=0))
+
+
+@pytest.fixture(scope="session")
+def untrained_sdxl(untrained_sd3: StableDiffusion3Pipeline) -> StableDiffusionXLPipeline:
+    return without_zeros(sdxl.build_pipeline(untrained_sd3, untrained_sd3.vae, seed=0))
+
+
+@pytest.fixture(scope="session")
+def untrained(request: pytest.FixtureRequest) -> Callable[[str], Any]:
+    """The untrained pipeline of a family, by name."""
+    return lambda family: request.getfixturevalue(f"untrained_{family}")
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
+from huggingface_hub.errors import GatedRepoError
 
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.noise import initial_noise
-from tmpdiff_bench.pipelines import load_model
+from tmpdiff_bench.pipelines import MODELS, LoadedModel, load_model
 
 
 @pytest.fixture(autouse=True)
@@ -76,3 +81,73 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(b"pickle")
     with pytest.raises(UsageError, match="no safetensors weights; pickled weights are not loaded"):
         load_model("sd3", weights=str(tmp_path))
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("family", MODELS)
+def test_every_family_from_a_folder_and_from_the_hubs_cache(
+    family: str,
+    untrained: Callable[[str], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One code path: a saved pipeline, and the same files where the hub's client keeps them."""
+    untrained(family).save_pretrained(tmp_path / "saved")
+    saved = load_model(family, weights=str(tmp_path / "saved"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    in_hub_cache(tmp_path / "saved", tmp_path / "hub", "someone/tiny", revision="v1")
+    cached = load_model(family, weights="someone/tiny", revision="v1")
+    assert cached.digest == saved.digest
+    assert cached.title.startswith(f"{family} (someone/tiny, ")
+    assert_same_latents(cached, saved)
+    with pytest.raises(UsageError, match="neither a local folder nor a reachable hub"):
+        load_model(family, weights="someone/tiny", revision="v2")
+    other = "flux" if family == "sd3" else "sd3"
+    with pytest.raises(UsageError, match=f"but --model {other} takes a"):
+        load_model(other, weights="someone/tiny", revision="v1")
+
+
+def in_hub_cache(source: Path, cache: Path, repository: str, *, revision: str) -> None:
+    """Lay files out as the hub's client keeps a downloaded repository."""
+    commit = "0" * 40
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    shutil.copytree(source, folder / "snapshots" / commit)
+    reference = folder / "refs" / revision
+    reference.parent.mkdir(parents=True)
+    reference.write_text(commit)
+
+
+def assert_same_latents(first: LoadedModel, second: LoadedModel) -> None:
+    results = []
+    for loaded in (first, second):
+        stepwise = loaded.stepwise(steps=2, guidance=4.0)
+        noise = initial_noise([("a", 0)], stepwise.latent_shape)
+        state, conditioning = stepwise.initial_state(noise), stepwise.encode(["a red circle"])
+        for step in range(2):
+            state = stepwise.step(state, step, stepwise.denoiser, conditioning)
+        results.append(state.latents)
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_pickled_parts_are_refused(
+    family: str, untrained: Callable[[str], Any], tmp_path: Path
+) -> None:
+    """One component without safetensors among others that have them."""
+    untrained(family).save_pretrained(tmp_path)
+    (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    (tmp_path / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(UsageError, match="can't be loaded as a pipeline") as caught:
+        load_model(family, weights=str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_gated_weights_say_how_to_log_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any, **__: Any) -> str:
+        answer: Any = SimpleNamespace(headers={}, request=None)
+        raise GatedRepoError("Access to this model is restricted.", response=answer)
+
+    monkeypatch.setattr("diffusers.DiffusionPipeline.download", refused)
+    with pytest.raises(UsageError, match="hf auth login") as caught:
+        load_model("flux", weights="someone/gated")
+    assert "restricted" in str(caught.value)

@@ -78,7 +78,9 @@ def _parser() -> ArgumentParser:
         allow_abbrev=False,
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", metavar="NAME", help="record this model: sd3")
+    source.add_argument(
+        "--model", metavar="NAME", help="record this model: sd3, flux, pixart or sdxl"
+    )
     source.add_argument(
         "--recording", type=Path, metavar="PATH", help="analyse an existing recording instead"
     )

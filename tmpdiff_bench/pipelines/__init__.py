@@ -1,16 +1,22 @@
 """Diffusion pipelines with their denoising loop exposed step by step."""
 
 from tmpdiff_bench.pipelines.base import Conditioning, SamplerState, StepwisePipeline
+from tmpdiff_bench.pipelines.flux import FluxStepwise
 from tmpdiff_bench.pipelines.loading import EMBEDDED, MODELS, LoadedModel, load_model
+from tmpdiff_bench.pipelines.pixart import PixArtStepwise
 from tmpdiff_bench.pipelines.sd3 import Sd3Stepwise
+from tmpdiff_bench.pipelines.sdxl import SdxlStepwise
 
 __all__ = [
     "EMBEDDED",
     "MODELS",
     "Conditioning",
+    "FluxStepwise",
     "LoadedModel",
+    "PixArtStepwise",
     "SamplerState",
     "Sd3Stepwise",
+    "SdxlStepwise",
     "StepwisePipeline",
     "load_model",
 ]

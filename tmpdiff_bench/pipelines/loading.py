@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,19 @@ from safetensors import SafetensorError
 
 from tmpdiff_bench.errors import UsageError, unknown
 from tmpdiff_bench.pipelines.base import StepwisePipeline
+from tmpdiff_bench.pipelines.flux import FluxStepwise
+from tmpdiff_bench.pipelines.pixart import PixArtStepwise
 from tmpdiff_bench.pipelines.sd3 import Sd3Stepwise
+from tmpdiff_bench.pipelines.sdxl import SdxlStepwise
 from tmpdiff_bench.resources import data_folder
 
 EMBEDDED = "embedded"
-_FAMILIES = {"sd3": ("StableDiffusion3Pipeline", Sd3Stepwise)}
+_FAMILIES: dict[str, tuple[str, Callable[..., StepwisePipeline]]] = {
+    "sd3": ("StableDiffusion3Pipeline", Sd3Stepwise),
+    "flux": ("FluxPipeline", FluxStepwise),
+    "pixart": ("PixArtSigmaPipeline", PixArtStepwise),
+    "sdxl": ("StableDiffusionXLPipeline", SdxlStepwise),
+}
 MODELS = tuple(_FAMILIES)
 
 

@@ -13,6 +13,7 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
 from torch import Tensor, nn
 
 from tmpdiff_bench.pipelines.base import Conditioning, SamplerState
+from tmpdiff_bench.pipelines.guided import GuidedLoop, layers_inside, scheduler_copy, too_long
 from tmpdiff_bench.pipelines.solver import Solver
 
 _DEFAULT_T5_LENGTH = 256  # of `StableDiffusion3Pipeline.__call__`
@@ -41,10 +42,10 @@ class Sd3Stepwise:
         self.t5_length = t5_length or min(_DEFAULT_T5_LENGTH, limit)
         size = pipeline.default_sample_size
         self.latent_shape = (pipeline.transformer.config.in_channels, size, size)
-        self._solver = Solver(self._scheduler())
+        self._loop = GuidedLoop(Solver(self._scheduler()), guidance)
 
     def _scheduler(self) -> object:
-        scheduler = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
+        scheduler = scheduler_copy(self.pipeline)
         shift = {}
         if scheduler.config.get("use_dynamic_shifting"):
             tokens = (self.latent_shape[1] // self.pipeline.patch_size) ** 2
@@ -59,22 +60,12 @@ class Sd3Stepwise:
         return size, size
 
     def nfe(self, step: int) -> int:
-        return self._passes * len(self._solver.iterations(step))
-
-    @property
-    def _passes(self) -> int:
-        return 2 if self.guidance > 1 else 1
+        return self._loop.nfe(step)
 
     @property
     def quantized(self) -> tuple[str, ...]:
         """Attention and feed-forward projections; adaLN modulation and norms stay."""
-        return tuple(
-            name
-            for name, module in self.denoiser.named_modules()
-            if isinstance(module, nn.Linear)
-            and name.startswith("transformer_blocks.")
-            and not name.split(".")[2].startswith("norm")
-        )
+        return layers_inside(self.denoiser, ("transformer_blocks",), ("norm",))
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
@@ -95,7 +86,7 @@ class Sd3Stepwise:
         pipe = self.pipeline
         limits = [(pipe.tokenizer, pipe.tokenizer_max_length)]
         limits += [(pipe.tokenizer_3, self.t5_length)] if pipe.tokenizer_3 is not None else []
-        return [p for p in prompts if any(len(t(p).input_ids) > limit for t, limit in limits)]
+        return too_long(list(prompts), limits)
 
     def initial_state(self, noise: Tensor) -> SamplerState:
         dtype, device = self.pipeline.transformer.dtype, self.pipeline.device
@@ -106,17 +97,14 @@ class Sd3Stepwise:
         self, state: SamplerState, step: int, denoiser: nn.Module, conditioning: Conditioning
     ) -> SamplerState:
         embedded = conditioning.for_network()
-        for iteration in self._solver.iterations(step):
-            inputs = torch.cat([state.latents] * self._passes)
-            timestep = self._solver.timestep(iteration).expand(len(inputs))
-            velocity = denoiser(
-                hidden_states=inputs, timestep=timestep, return_dict=False, **embedded
+
+        def predict(latents: Tensor, timesteps: Tensor) -> Tensor:
+            velocity: Tensor = denoiser(
+                hidden_states=latents, timestep=timesteps, return_dict=False, **embedded
             )[0]
-            if self.guidance > 1:
-                unguided, guided = velocity.chunk(2)
-                velocity = unguided + self.guidance * (guided - unguided)
-            state = self._solver.advance(state, iteration, velocity)
-        return state
+            return velocity
+
+        return self._loop.step(state, step, predict)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -34,6 +34,9 @@ class Solver:
             )
         self._fresh = copy.copy(scheduler)
         self._fresh._begin_index = 0
+        self._scales = hasattr(scheduler, "scale_model_input")
+        if hasattr(scheduler, "is_scale_input_called"):
+            self._fresh.is_scale_input_called = True  # `model_input` is, on another copy
 
     def __len__(self) -> int:
         order: int = self._fresh.order
@@ -56,18 +59,30 @@ class Solver:
         """The state before step 0."""
         return SamplerState(noise * getattr(self._fresh, "init_noise_sigma", 1.0), {})
 
+    def model_input(self, state: SamplerState, iteration: int) -> Tensor:
+        """What the network sees of the latents: some schedulers scale them."""
+        if not self._scales:
+            return state.latents
+        scheduler = self._with(state, iteration)
+        scaled: Tensor = scheduler.scale_model_input(state.latents, self.timestep(iteration))
+        return scaled
+
+    def _with(self, state: SamplerState, iteration: int) -> Any:
+        """A copy of the scheduler as it is before an iteration."""
+        scheduler = copy.copy(self._fresh)
+        # lists are changed in place by multistep solvers: each call works on its own
+        for name, value in {**vars(self._fresh), **state.memory}.items():
+            setattr(scheduler, name, list(value) if isinstance(value, list) else value)
+        scheduler._step_index = iteration
+        return scheduler
+
     def advance(self, state: SamplerState, iteration: int, prediction: Tensor) -> SamplerState:
         """The state after an iteration, given the network's (guided) prediction.
 
         Raises:
             UsageError: the scheduler drew random numbers.
         """
-        scheduler = copy.copy(self._fresh)
-        # lists are changed in place by multistep solvers: each call works on its own
-        for name, value in {**vars(self._fresh), **state.memory}.items():
-            setattr(scheduler, name, list(value) if isinstance(value, list) else value)
-        scheduler._step_index = iteration
-        timestep = self.timestep(iteration)
+        scheduler, timestep = self._with(state, iteration), self.timestep(iteration)
         before_drawing = torch.get_rng_state()
         latents = scheduler.step(prediction, timestep, state.latents, return_dict=False)[0]
         if not torch.equal(torch.get_rng_state(), before_drawing):

@@ -161,7 +161,7 @@ def _parser() -> ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     record = commands.add_parser("record", help="run a model and write a recording")
-    record.add_argument("--model", required=True, metavar="NAME", help="the model: sd3")
+    record.add_argument("--model", required=True, metavar="NAME", help="sd3, flux, pixart or sdxl")
     record.add_argument(
         "--out", type=Path, required=True, metavar="PATH", help="folder of the recording"
     )

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import pandas as pd
+
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.levels import Level
 from tmpdiff_bench.pipelines import EMBEDDED, load_model
@@ -16,7 +18,7 @@ from tmpdiff_bench.trajectory.jobs import JointRun
 from tmpdiff_bench.trajectory.recorder import record
 from tmpdiff_bench.trajectory.recording import Recording
 from tmpdiff_bench.trajectory.workload import Workload
-from tmpdiff_bench.zoo.prompts import mixed_prompts
+from tmpdiff_bench.zoo.prompts import mixed_prompts, read_prompts
 
 
 def record_model(
@@ -28,7 +30,7 @@ def record_model(
     revision: str | None = None,
     levels: tuple[str, ...],
     steps: int,
-    num_prompts: int,
+    num_prompts: int | None,
     num_seeds: int,
     guidance: float,
     seed: int,
@@ -36,22 +38,24 @@ def record_model(
     max_batch: int,
     state_memory: int,
     capture: str = "terminal",
+    prompts: Path | None = None,
     store: Path | None = None,
 ) -> Recording:
     """Record (or go on with, or reuse) the single runs of a model and `joint` runs in `folder`.
 
-    `levels[0]` is the reference. `seed` is the first of `num_seeds` noise seeds. Calibration
-    prompts of the three Scenes sets are used in turn. `joint` is called after all other values
+    `levels[0]` is the reference. `seed` is the first of `num_seeds` noise seeds. Without a
+    file `prompts`, calibration prompts of the three Scenes sets are used in turn; the first
+    `num_prompts` are taken, or all of a file. `joint` is called after all other values
     have been checked. `capture`, `store` and `state_memory` as in `record`.
 
     Raises:
         UsageError: a value that can't be used, with the way out.
     """
     _check(levels, steps, num_seeds, guidance)
-    prompts = mixed_prompts(num_prompts, "calibration")
+    chosen = _prompts(prompts, num_prompts)
     loaded = load_model(model, weights=weights, revision=revision, device=device)
     pipeline = loaded.stepwise(steps=steps, guidance=guidance)
-    texts = dict(zip(prompts["prompt_id"], prompts["text"], strict=True))
+    texts = dict(zip(chosen["prompt_id"], chosen["text"], strict=True))
     if cut := pipeline.truncated(list(texts.values())):
         warnings.warn(f"{len(cut)} prompts are longer than the tokenizer takes", stacklevel=2)
     scheduler = loaded.pipeline.scheduler
@@ -75,7 +79,7 @@ def record_model(
         joint(),
         folder,
         title=loaded.title,
-        dataset="scenes",
+        dataset="scenes" if prompts is None else prompts.stem,
         device=device,
         capture=capture,
         store=store,
@@ -86,6 +90,15 @@ def record_model(
             "long_prompts": cut,
         },
     )
+
+
+def _prompts(path: Path | None, count: int | None) -> pd.DataFrame:
+    if path is None:
+        return mixed_prompts(16 if count is None else count, "calibration")
+    found = read_prompts(path)
+    if count is not None and count > len(found):
+        raise UsageError(f"--num-prompts {count}: {path} holds {len(found)}")
+    return found.head(count) if count is not None else found
 
 
 def _check(levels: tuple[str, ...], steps: int, num_seeds: int, guidance: float) -> None:
@@ -104,9 +117,9 @@ def _check(levels: tuple[str, ...], steps: int, num_seeds: int, guidance: float)
 
 
 def _plain(config: Mapping[str, object]) -> dict[str, object]:
-    """The public, JSON-like part of a diffusers config."""
+    """The public part of a diffusers config as JSON: infinities (DPM-Solver's) become text."""
     return {
-        k: v
+        k: str(v) if isinstance(v, float) and not math.isfinite(v) else v
         for k, v in config.items()
         if not k.startswith("_") and isinstance(v, str | int | float | bool | None)
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tmpdiff_bench.commands import finite_float, positive_int, seed
@@ -27,7 +28,8 @@ EXPERIMENT: dict[str, Option] = {
     "--levels": (levels, ("fp32", "w8a8", "w4a8", "w4a4"), "the reference and the low levels"),
     "--reference": (str, None, "which of the levels is the reference (default: the first)"),
     "--steps": (positive_int, 20, "denoising steps"),
-    "--num-prompts": (positive_int, 16, "prompts"),
+    "--prompts": (Path, None, "your own prompts: .txt (one a line), .csv or .parquet"),
+    "--num-prompts": (positive_int, None, "prompts (default: 16, or all of --prompts)"),
     "--num-seeds": (positive_int, 2, "noise seeds of each prompt"),
     "--guidance": (finite_float, 4.0, "classifier-free guidance scale"),
     "--seed": (seed, 0, "first noise seed, also that of the choice of joint plans"),

@@ -17,17 +17,22 @@ examples, in the order that rebuilds everything:
   python -m tmpdiff_bench.zoo train --model sd3
   python -m tmpdiff_bench.zoo export --model recogniser
   python -m tmpdiff_bench.zoo export --model sd3
+  python -m tmpdiff_bench.zoo train --model t5
+  python -m tmpdiff_bench.zoo train --model pixart
+  python -m tmpdiff_bench.zoo export --model pixart
+and so flux and sdxl.
 
 Training goes on where it was stopped; --iterations above what is done prolongs a run.
 Export measures the trained model, and writes weights, model card and pictures.
 """
-_PARTS = ("vae", "recogniser", "sd3")
+_EXPORTED = ("recogniser", "sd3", "pixart", "flux", "sdxl")
+_PARTS = ("vae", "t5", *_EXPORTED)
 
 
 def main(argv: Sequence[str]) -> None:
     """Run one of `train`, `export`, `prompts`."""
     options = _parser().parse_args(argv)
-    from tmpdiff_bench.zoo import build, prompts
+    from tmpdiff_bench.zoo import build, export, prompts
     from tmpdiff_bench.zoo.manifest import write_manifest
 
     if options.command == "train":
@@ -43,8 +48,12 @@ def main(argv: Sequence[str]) -> None:
         for path in prompts.write_prompts(options.data / "prompts"):
             print(f"wrote {path}")
     else:
-        export = {"recogniser": build.export_recogniser, "sd3": build.export_sd3}[options.model]
-        for name, value in export(options.runs, options.data / "models").items():
+        models = options.data / "models"
+        if options.model == "recogniser":
+            figures = export.export_recogniser(options.runs, models)
+        else:
+            figures = export.export_model(options.model, options.runs, models)
+        for name, value in figures.items():
             print(f"{name}: {value}")
     print(f"wrote {write_manifest(options.data)}")
 
@@ -68,7 +77,7 @@ def _parser() -> ArgumentParser:
         help="pipeline folder whose transformer a new sd3 starts with",
     )
     export = commands.add_parser("export", help="measure a trained part and write it into data/")
-    export.add_argument("--model", choices=_PARTS[1:], required=True, help="the part to export")
+    export.add_argument("--model", choices=_EXPORTED, required=True, help="the part to export")
     prompts = commands.add_parser("prompts", help="write the prompt sets into data/")
     for command in (train, export):
         command.add_argument(

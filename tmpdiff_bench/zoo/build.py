@@ -1,46 +1,42 @@
-"""From nothing to `data/models`: train each part in its run folder, then export what was trained.
+"""Training of each part in its run folder; `zoo.export` makes of it what ships.
 
-Order: `vae`, `recogniser` (it looks at decoded images too), `sd3`.
+Order: `vae`, `recogniser` (it looks at decoded images too), `sd3`; then, on the encoders of the sd3
+that ships, `t5` and from it `pixart` and `flux`, and `sdxl`.
 """
 
 from __future__ import annotations
 
-import os
-import platform
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
-from safetensors.torch import save_file
+from transformers import T5EncoderModel, T5TokenizerFast
 
 from tmpdiff_bench.errors import UsageError, unknown
-from tmpdiff_bench.zoo import card
-from tmpdiff_bench.zoo.captions import Requirement
-from tmpdiff_bench.zoo.evaluation import (
-    load_recogniser,
-    picture_grid,
-    sample_images,
-    scene_accuracy,
-)
+from tmpdiff_bench.resources import data_folder
+from tmpdiff_bench.zoo import flux, pixart, sdxl
+from tmpdiff_bench.zoo.denoising import DenoiserPart, Recipe
+from tmpdiff_bench.zoo.flux import FluxRecipe
 from tmpdiff_bench.zoo.latents import LatentSet, build_latents, latent_statistics
-from tmpdiff_bench.zoo.prompts import mixed_prompts
+from tmpdiff_bench.zoo.pixart import PixArtRecipe
 from tmpdiff_bench.zoo.recogniser import RecogniserPart
-from tmpdiff_bench.zoo.scenes import render, sample_scenes
 from tmpdiff_bench.zoo.sd3 import Sd3Part, build_pipeline, take_weights
-from tmpdiff_bench.zoo.text import MAX_TOKENS
+from tmpdiff_bench.zoo.sdxl import SdxlRecipe
+from tmpdiff_bench.zoo.t5 import T5Part, load_t5, save_t5
 from tmpdiff_bench.zoo.training import Part, Schedule, load_average, train
-from tmpdiff_bench.zoo.vae import VaePart, reconstruction_psnr
+from tmpdiff_bench.zoo.vae import VaePart
 
 TRAINING_SCENES, VALIDATION_SCENES = 49_152, 1_024
-GUIDANCE, STEPS = 4.0, 20  # of the figures in the cards
 _SCHEDULES = {
     "vae": Schedule(1600, 2e-3, weight_decay=0.0, decay_fraction=0.3),
     "recogniser": Schedule(1200, 2e-3, decay_fraction=0.5, average_decay=0.995),
     "sd3": Schedule(14000, 1e-3),
+    "t5": Schedule(1300, 3e-3, weight_decay=0.0, decay_fraction=0.6, average_decay=0.99),
+    "pixart": Schedule(4000, 1.5e-3, decay_fraction=0.5, average_decay=0.998),
+    "flux": Schedule(3600, 1.5e-3, decay_fraction=0.5, average_decay=0.998),
+    "sdxl": Schedule(3000, 1.5e-3, decay_fraction=0.5, average_decay=0.998),
 }
 PARTS = tuple(_SCHEDULES)
 
@@ -76,12 +72,24 @@ def _part(name: str, runs: Path, seed: int, start_from: Path | None) -> Part:
     vae = trained_vae(runs)
     if name == "recogniser":
         return RecogniserPart(vae, seed=seed)
+    if name == "t5":
+        source = shipped_sd3()
+        return T5Part(source, *scene_data(runs, source), seed=seed)
+    if name in RECIPES:
+        source = shipped_sd3()
+        return DenoiserPart(RECIPES[name](vae, source, runs, seed), *scene_data(runs, source))
     pipeline = build_pipeline(vae, seed=seed)
     if start_from is not None:
         take_weights(pipeline, start_from)
+    return Sd3Part(pipeline, *scene_data(runs, pipeline))
+
+
+def scene_data(runs: Path, pipeline: StableDiffusion3Pipeline) -> tuple[LatentSet, LatentSet]:
+    """Training and validation data of every denoiser, with the tokens of sd3's tokenizers."""
     tokenizers = (pipeline.tokenizer, pipeline.tokenizer_3)
-    folder = runs / name
+    folder = runs / "sd3"
     folder.mkdir(parents=True, exist_ok=True)
+    vae = trained_vae(runs)
 
     def cached(path: Path, build: Callable[[], LatentSet]) -> LatentSet:
         if not path.exists():
@@ -98,7 +106,62 @@ def _part(name: str, runs: Path, seed: int, start_from: Path | None) -> Part:
         folder / "training.safetensors",
         lambda: build_latents(vae, tokenizers, TRAINING_SCENES, seed=1),
     )
-    return Sd3Part(pipeline, training, validation)
+    return training, validation
+
+
+def shipped_sd3() -> StableDiffusion3Pipeline:
+    """The embedded sd3: its text encoders serve the other models.
+
+    Raises:
+        UsageError: it is not in this installation.
+    """
+    folder = data_folder() / "models" / "sd3"
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not there: the other models take sd3's text encoders")
+    pipeline = StableDiffusion3Pipeline.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True
+    )
+    for encoder in (pipeline.text_encoder, pipeline.text_encoder_2):
+        encoder.eval().requires_grad_(False)
+    return pipeline
+
+
+def trained_t5(runs: Path) -> tuple[T5TokenizerFast, T5EncoderModel]:
+    """Tokenizer and encoder of a finished run, in the bfloat16 values that they ship with."""
+    folder = runs / "t5" / "model"
+    if not folder.is_dir():
+        if not (runs / "t5" / "state.safetensors").exists():
+            raise UsageError(
+                f"there is no trained T5 encoder in {runs}: run "
+                f"`python -m tmpdiff_bench.zoo train --model t5 --runs {runs}` first"
+            )
+        source = shipped_sd3()
+        part = T5Part(source, *scene_data(runs, source))
+        load_average(part, runs / "t5")
+        save_t5(part, folder)
+    return load_t5(folder)
+
+
+def _pixart(
+    vae: AutoencoderKL, source: StableDiffusion3Pipeline, runs: Path, seed: int
+) -> PixArtRecipe:
+    return PixArtRecipe(pixart.build_pipeline(vae, *trained_t5(runs), seed=seed), source)
+
+
+def _flux(
+    vae: AutoencoderKL, source: StableDiffusion3Pipeline, runs: Path, seed: int
+) -> FluxRecipe:
+    return FluxRecipe(flux.build_pipeline(source, vae, *trained_t5(runs), seed=seed))
+
+
+def _sdxl(
+    vae: AutoencoderKL, source: StableDiffusion3Pipeline, runs: Path, seed: int
+) -> SdxlRecipe:
+    return SdxlRecipe(sdxl.build_pipeline(source, vae, seed=seed), source)
+
+
+Build = Callable[[AutoencoderKL, StableDiffusion3Pipeline, Path, int], Recipe]
+RECIPES: dict[str, Build] = {"pixart": _pixart, "flux": _flux, "sdxl": _sdxl}
 
 
 def trained_vae(runs: Path) -> AutoencoderKL:
@@ -120,123 +183,3 @@ def trained_vae(runs: Path) -> AutoencoderKL:
         vae.to(torch.bfloat16).save_pretrained(model)
     vae = AutoencoderKL.from_pretrained(model, dtype=torch.float32)
     return vae.eval().requires_grad_(False)
-
-
-def export_recogniser(runs: Path, models: Path) -> dict[str, str]:
-    """Write the recogniser and its card into `models/recogniser`; returns the card's figures."""
-    part = RecogniserPart(trained_vae(runs))
-    state = load_average(part, runs / "recogniser")
-    part.recogniser.to(torch.bfloat16).to(torch.float32)
-    measured = part.evaluate()
-    folder = models / "recogniser"
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {k: v.to(torch.bfloat16) for k, v in part.recogniser.state_dict().items()}
-    save_file(weights, folder / "model.safetensors")
-    figures = {
-        "parameters": card.parameters(part.recogniser),
-        "objects read right on 1,000 validation renders": f"{measured['render_accuracy']:.2%}",
-        "the same after the VAE (256 renders)": f"{measured['decoded_accuracy']:.2%}",
-        **_training_figures(state),
-    }
-    text = f"""# Scenes recogniser
-
-Reads shape, colour, size and cell of every object, and the background, from a 64 px Scenes image.
-It judges whether an image shows what its prompt says. An object counts as read right when shape,
-colour, size and cell all are.
-
-{card.figures_table(figures)}
-
-It knows Scenes only: other images give confident nonsense.
-Rebuild: `python -m tmpdiff_bench.zoo train --model recogniser`, then `... export`.
-"""
-    (folder / "README.md").write_text(text, encoding="utf-8")
-    return figures
-
-
-def export_sd3(runs: Path, models: Path) -> dict[str, str]:
-    """Write the pipeline with its card, sample grid and loss curve into `models/sd3`."""
-    vae = trained_vae(runs)
-    pipeline = build_pipeline(vae, seed=0)
-    part = Sd3Part(pipeline, *_no_data())
-    state = load_average(part, runs / "sd3")
-    shipped, folder = models / "sd3", models / ".sd3.new"
-    shutil.rmtree(folder, ignore_errors=True)
-    pipeline.to(torch.bfloat16).save_pretrained(folder, safe_serialization=True)
-    # measured as users get it: loaded from the files, in float32
-    pipeline = StableDiffusion3Pipeline.from_pretrained(folder, dtype=torch.float32)
-    prompts = mixed_prompts(384, "evaluation")
-    images = sample_images(pipeline, prompts, steps=STEPS, guidance=GUIDANCE)
-    requirements = [Requirement.from_json(r) for r in prompts["requirement"]]
-    recogniser = load_recogniser()
-    whole = scene_accuracy(recogniser, images, requirements)
-    groups = []
-    for column in ("dataset", "language"):
-        for value, rows in prompts.groupby(column).groups.items():
-            index = list(rows)
-            part_of = scene_accuracy(recogniser, images[index], [requirements[i] for i in index])
-            groups.append({"group": value, **vars(part_of)})
-    validation = torch.from_numpy(render(sample_scenes(512, seed=0, split="validation"))) * 2 - 1
-    with torch.no_grad():
-        psnr = reconstruction_psnr(pipeline.vae, validation)
-    pictures = folder / "card"
-    pictures.mkdir()
-    card.loss_curve(runs / "sd3", pictures / "loss.png", "embedded sd3: flow-matching loss")
-    card.sample_grid(images[:24], list(prompts["text"])[:24], pictures / "samples.png")
-    scenes = torch.from_numpy(render(sample_scenes(48, seed=3, split="validation")))
-    picture_grid(scenes, 12, pictures / "scenes.png")
-    encoders = (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3)
-    figures = {
-        "transformer": card.parameters(pipeline.transformer),
-        "text encoders": card.parameters(torch.nn.ModuleList(encoders)),
-        "VAE": card.parameters(pipeline.vae),
-        "VAE reconstruction, 512 held-out scenes": f"{psnr:.1f} dB PSNR",
-        f"object accuracy, {whole.images} held-out prompts": f"{whole.objects:.1%}",
-        "images with everything right": f"{whole.scenes:.1%}",
-        **_training_figures(state),
-    }
-    text = f"""# Embedded Stable Diffusion 3
-
-A small Stable-Diffusion-3-class model of Scenes, trained from nothing for tmpdiff_bench: a plain
-`StableDiffusion3Pipeline` folder. Weights are bfloat16; load them in float32 for reference runs.
-Accuracy is of {STEPS}-step samples at guidance {GUIDANCE:g} and `max_sequence_length={MAX_TOKENS}`,
-one seed a prompt, read by the Scenes recogniser; an object counts when everything that the prompt
-says of it is right.
-
-![samples on held-out prompts](card/samples.png)
-
-{card.figures_table(figures)}
-
-{card.failure_table(pd.DataFrame(groups))}
-
-![loss](card/loss.png)
-
-Training: Muon for hidden matrices and AdamW for all else, batch 64, noise levels uniform over
-the sampler's steps, prompt dropout 0.1, averaged weights, {TRAINING_SCENES:,} scenes with four
-captions each (English 50 %, German 25 %, Spanish 25 %).
-{_history(runs / "sd3")}
-Known failures are the gaps in the second table. The model knows Scenes captions only.
-Rebuild: `python -m tmpdiff_bench.zoo train --model vae|recogniser|sd3`, then `... export`.
-"""
-    (folder / "README.md").write_text(text, encoding="utf-8")
-    shutil.rmtree(shipped, ignore_errors=True)
-    folder.rename(shipped)
-    return figures
-
-
-def _history(run: Path) -> str:
-    """What the run did otherwise than today's code would: notes.txt in its folder."""
-    notes = run / "notes.txt"
-    return notes.read_text(encoding="utf-8").strip() if notes.exists() else ""
-
-
-def _no_data() -> tuple[LatentSet, LatentSet]:
-    empty = LatentSet(*[torch.empty(0)] * 4)
-    return empty, empty
-
-
-def _training_figures(state: dict[str, object]) -> dict[str, str]:
-    return {
-        "training iterations": f"{state['iteration']:,}",
-        "training time": f"{float(str(state['seconds'])) / 60:.0f} min",
-        "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), torch {state['torch']}",
-    }

@@ -69,22 +69,54 @@ def sample_images(
     batch: int = 32,
 ) -> Tensor:
     """Images (n, 3, 64, 64) in [0, 1] of a diffusers pipeline's own `__call__`, keyed noise."""
-    size = pipeline.default_sample_size
-    shape = (pipeline.transformer.config.in_channels, size, size)
+    shape = latent_shape(pipeline)
     pipeline.set_progress_bar_config(disable=True)
     found = []
     for start in tqdm(range(0, len(prompts), batch), desc="sampling", unit="batch", leave=False):
         rows = prompts.iloc[start : start + batch]
         images = pipeline(
             list(rows["text"]),
-            latents=initial_noise([(p, seed) for p in rows["prompt_id"]], shape),
             num_inference_steps=steps,
-            guidance_scale=guidance,
-            max_sequence_length=MAX_TOKENS,
             output_type="pt",
+            **own_arguments(
+                pipeline, initial_noise([(p, seed) for p in rows["prompt_id"]], shape), guidance
+            ),
         ).images
         found.append(images.float().cpu())
     return torch.cat(found)
+
+
+def latent_shape(pipeline: Any) -> tuple[int, int, int]:
+    """Channels, height and width of the latents at the embedded resolution."""
+    config = pipeline.vae.config
+    size = config.sample_size // pipeline.vae_scale_factor
+    return config.latent_channels, size, size
+
+
+def own_arguments(pipeline: Any, noise: Tensor, guidance: float) -> dict[str, Any]:
+    """Arguments with which an embedded pipeline's `__call__` starts from `noise` (n, c, h, w)."""
+    match type(pipeline).__name__:
+        case "FluxPipeline":
+            n, channels, height, width = noise.shape
+            return {
+                "latents": pipeline._pack_latents(noise, n, channels, height, width),
+                "height": height * pipeline.vae_scale_factor,
+                "width": width * pipeline.vae_scale_factor,
+                "negative_prompt": [""] * n,
+                "true_cfg_scale": guidance,
+                "max_sequence_length": MAX_TOKENS,
+            }
+        case "PixArtSigmaPipeline":
+            return {
+                "latents": noise,
+                "guidance_scale": guidance,
+                "max_sequence_length": MAX_TOKENS,
+                "use_resolution_binning": False,
+                "clean_caption": False,
+            }
+        case "StableDiffusionXLPipeline":
+            return {"latents": noise, "guidance_scale": guidance}
+    return {"latents": noise, "guidance_scale": guidance, "max_sequence_length": MAX_TOKENS}
 
 
 def picture_grid(images: Tensor, columns: int, path: Path, *, scale: int = 2) -> None:
