@@ -14,7 +14,7 @@ from tests.costs.small import SMALL
 from tmpdiff_bench.costs.architectures import ARCHITECTURES, architecture
 from tmpdiff_bench.costs.counting import Operation, count_operations
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.pipelines import load_model
+from tmpdiff_bench.pipelines import quantized_layers
 
 
 @cache
@@ -88,7 +88,7 @@ def test_flops_are_those_of_pytorchs_counter(model: str) -> None:
 def test_what_levels_change_lies_in_blocks(model: str) -> None:
     shape = architecture(model)
     denoiser = built(model)
-    quantized = set(shape.quantized(denoiser))
+    quantized = set(quantized_layers(denoiser))
     layers = {n for n, m in denoiser.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     kept = layers - quantized
     assert all(name.split(".")[0].endswith(("blocks", "mid_block")) for name in quantized)
@@ -102,15 +102,10 @@ def test_what_levels_change_lies_in_blocks(model: str) -> None:
     assert sum(op.flops for op in operations if op.quantized) / work > 0.98
 
 
-def test_layers_are_those_of_the_embedded_pipeline() -> None:
-    stepwise = load_model("sd3").stepwise(steps=2, guidance=4.0)
-    assert architecture("sd3").quantized(stepwise.denoiser) == stepwise.quantized
-
-
 def test_an_input_is_quantized_once() -> None:
     """Query, key and value of an image, and those of the text, read one tensor each."""
     shape, denoiser = architecture("sd3"), built("sd3")
-    operations = count_operations(denoiser, shape.call(256, 256), shape.quantized(denoiser))
+    operations = count_operations(denoiser, shape.call(256, 256), quantized_layers(denoiser))
     block = [op for op in operations if op.name.startswith("transformer_blocks.3.") and op.rows]
     first = {op.name.split(".", 2)[2] for op in block if op.first_use}
     assert {"attn.to_q", "attn.add_q_proj", "ff.net.0.proj", "ff.net.2"} <= first

@@ -29,10 +29,8 @@ _LATENT_FACTOR = 8  # pixels a latent pixel's side, of every VAE here
 class Architecture:
     """A denoiser's class and configuration, and what one step of one image calls it with.
 
-    `rows` is the batch of that call: two with classifier-free guidance. `blocks` are the modules
-    whose linear and convolution layers levels change; layers below a module named in `kept` (norms
-    with their modulation, projections of the timestep) stay. Sides of images are multiples of
-    `multiple` pixels, `limit` at most. `parameters` is the published count.
+    `rows` is the batch of that call: two with classifier-free guidance. Sides of images are
+    multiples of `multiple` pixels, `limit` at most. `parameters` is the published count.
     """
 
     title: str
@@ -40,8 +38,6 @@ class Architecture:
     config: Mapping[str, Any]
     inputs: Callable[[int, int, int], Inputs]
     rows: int
-    blocks: tuple[str, ...]
-    kept: tuple[str, ...]
     multiple: int
     limit: int
     parameters: int
@@ -66,16 +62,6 @@ class Architecture:
                 )
         with torch.device(device):
             return self.inputs(batch * self.rows, height // _LATENT_FACTOR, width // _LATENT_FACTOR)
-
-    def quantized(self, denoiser: nn.Module) -> tuple[str, ...]:
-        """Names of the layers that levels change."""
-        return tuple(
-            name
-            for name, module in denoiser.named_modules()
-            if isinstance(module, nn.Linear | nn.Conv2d)
-            and name.startswith(self.blocks)
-            and not any(part.startswith(self.kept) for part in name.split("."))
-        )
 
 
 def architecture(model: str) -> Architecture:
@@ -142,8 +128,6 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         },
         _sd3,
         rows=2,
-        blocks=("transformer_blocks.",),
-        kept=("norm",),
         multiple=16,
         limit=3072,
         parameters=2_028_328_000,
@@ -154,8 +138,6 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         {"guidance_embeds": True},
         _flux,
         rows=1,  # guidance is distilled into the network
-        blocks=("transformer_blocks.", "single_transformer_blocks."),
-        kept=("norm",),
         multiple=16,
         limit=8192,
         parameters=11_901_408_320,
@@ -170,8 +152,6 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         },
         _pixart,
         rows=2,
-        blocks=("transformer_blocks.",),
-        kept=("norm",),
         multiple=16,
         limit=8192,
         parameters=610_856_096,
@@ -194,8 +174,6 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         },
         _sdxl,
         rows=2,
-        blocks=("down_blocks.", "mid_block.", "up_blocks."),
-        kept=("norm", "time_emb_proj"),
         multiple=32,
         limit=8192,
         parameters=2_567_463_684,

@@ -17,6 +17,7 @@ from tmpdiff_bench.costs.hardware import Hardware
 from tmpdiff_bench.costs.table import Cost, CostTable
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.levels import LEVEL_NAMES, Level
+from tmpdiff_bench.pipelines import quantized_layers
 
 REFERENCE = "bf16"
 # all but fp32, beside which every format looks fast
@@ -108,7 +109,7 @@ def model_operations(model: str, resolution: int) -> tuple[Operation, ...]:
     shape = architecture(model)
     inputs = shape.call(resolution, resolution)
     denoiser = shape.build()
-    return tuple(count_operations(denoiser, inputs, shape.quantized(denoiser)))
+    return tuple(count_operations(denoiser, inputs, quantized_layers(denoiser)))
 
 
 def step_time(operations: Sequence[Operation], level: Level, hardware: Hardware) -> StepTime:

@@ -13,7 +13,7 @@ from tmpdiff_bench.costs.worker import RANDOM, Subject
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.levels import LevelBank
 from tmpdiff_bench.noise import initial_noise
-from tmpdiff_bench.pipelines import SamplerState, load_model
+from tmpdiff_bench.pipelines import SamplerState, load_model, quantized_layers
 from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.zoo.prompts import mixed_prompts
 
@@ -81,7 +81,7 @@ class TrueSize:
         denoiser = shape.build().to(torch.bfloat16).to_empty(device=device)
         for tensor in (*denoiser.parameters(), *denoiser.buffers()):
             torch.nn.init.normal_(tensor, std=0.02)
-        self._level = _levels(subject, denoiser, shape.quantized(denoiser))
+        self._level = _levels(subject, denoiser, quantized_layers(denoiser))
 
     @torch.no_grad()
     def run(self, plan: PrecisionPlan) -> Tensor:

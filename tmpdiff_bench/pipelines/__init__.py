@@ -4,6 +4,7 @@ from tmpdiff_bench.pipelines.base import Conditioning, SamplerState, StepwisePip
 from tmpdiff_bench.pipelines.flux import FluxStepwise
 from tmpdiff_bench.pipelines.loading import EMBEDDED, MODELS, LoadedModel, load_model
 from tmpdiff_bench.pipelines.pixart import PixArtStepwise
+from tmpdiff_bench.pipelines.quantized import quantized_layers
 from tmpdiff_bench.pipelines.sd3 import Sd3Stepwise
 from tmpdiff_bench.pipelines.sdxl import SdxlStepwise
 
@@ -19,4 +20,5 @@ __all__ = [
     "SdxlStepwise",
     "StepwisePipeline",
     "load_model",
+    "quantized_layers",
 ]

@@ -12,7 +12,8 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_tim
 from torch import Tensor, nn
 
 from tmpdiff_bench.pipelines.base import Conditioning, SamplerState
-from tmpdiff_bench.pipelines.guided import GuidedLoop, layers_inside, scheduler_copy, too_long
+from tmpdiff_bench.pipelines.guided import GuidedLoop, scheduler_copy, too_long
+from tmpdiff_bench.pipelines.quantized import quantized_layers
 from tmpdiff_bench.pipelines.solver import Solver
 
 _DEFAULT_T5_LENGTH = 512  # of `FluxPipeline.__call__`
@@ -73,9 +74,7 @@ class FluxStepwise:
     @property
     def quantized(self) -> tuple[str, ...]:
         """Attention and feed-forward projections of both streams; adaLN modulation stays."""
-        return layers_inside(
-            self.denoiser, ("transformer_blocks", "single_transformer_blocks"), ("norm",)
-        )
+        return quantized_layers(self.denoiser)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:

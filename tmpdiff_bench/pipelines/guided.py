@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tmpdiff_bench.pipelines.base import SamplerState
 from tmpdiff_bench.pipelines.solver import Solver
@@ -48,21 +48,6 @@ class GuidedLoop:
                 prediction = unguided + self.scale * (guided - unguided)
             state = self.solver.advance(state, iteration, prediction)
         return state
-
-
-def layers_inside(
-    denoiser: nn.Module, blocks: tuple[str, ...], kept: tuple[str, ...]
-) -> tuple[str, ...]:
-    """Names of the linear and convolution layers below the submodules `blocks`, without those that
-    have a part of their name that begins with one of `kept`.
-    """
-    return tuple(
-        name
-        for name, module in denoiser.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d)
-        and name.split(".")[0] in blocks
-        and not any(part.startswith(kept) for part in name.split("."))
-    )
 
 
 def too_long(prompts: list[str], limits: list[tuple[Any, int]]) -> list[str]:

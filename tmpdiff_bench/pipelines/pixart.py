@@ -10,7 +10,8 @@ from diffusers import PixArtSigmaPipeline
 from torch import Tensor, nn
 
 from tmpdiff_bench.pipelines.base import Conditioning, SamplerState
-from tmpdiff_bench.pipelines.guided import GuidedLoop, layers_inside, scheduler_copy, too_long
+from tmpdiff_bench.pipelines.guided import GuidedLoop, scheduler_copy, too_long
+from tmpdiff_bench.pipelines.quantized import quantized_layers
 from tmpdiff_bench.pipelines.solver import Solver
 
 _DEFAULT_T5_LENGTH = 300  # of `PixArtSigmaPipeline.__call__`
@@ -55,7 +56,7 @@ class PixArtStepwise:
         """Projections of both attentions and the feed-forward layers; the one modulation layer
         that all blocks share is outside of them.
         """
-        return layers_inside(self.denoiser, ("transformer_blocks",), ("norm",))
+        return quantized_layers(self.denoiser)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:

@@ -13,7 +13,8 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
 from torch import Tensor, nn
 
 from tmpdiff_bench.pipelines.base import Conditioning, SamplerState
-from tmpdiff_bench.pipelines.guided import GuidedLoop, layers_inside, scheduler_copy, too_long
+from tmpdiff_bench.pipelines.guided import GuidedLoop, scheduler_copy, too_long
+from tmpdiff_bench.pipelines.quantized import quantized_layers
 from tmpdiff_bench.pipelines.solver import Solver
 
 _DEFAULT_T5_LENGTH = 256  # of `StableDiffusion3Pipeline.__call__`
@@ -65,7 +66,7 @@ class Sd3Stepwise:
     @property
     def quantized(self) -> tuple[str, ...]:
         """Attention and feed-forward projections; adaLN modulation and norms stay."""
-        return layers_inside(self.denoiser, ("transformer_blocks",), ("norm",))
+        return quantized_layers(self.denoiser)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:

@@ -9,7 +9,8 @@ from diffusers import StableDiffusionXLPipeline
 from torch import Tensor, nn
 
 from tmpdiff_bench.pipelines.base import Conditioning, SamplerState
-from tmpdiff_bench.pipelines.guided import GuidedLoop, layers_inside, scheduler_copy, too_long
+from tmpdiff_bench.pipelines.guided import GuidedLoop, scheduler_copy, too_long
+from tmpdiff_bench.pipelines.quantized import quantized_layers
 from tmpdiff_bench.pipelines.solver import Solver
 
 
@@ -41,9 +42,7 @@ class SdxlStepwise:
         """Convolutions of the residual blocks and resamplers, attention and feed-forward
         projections; what brings the timestep into a residual block stays.
         """
-        return layers_inside(
-            self.denoiser, ("down_blocks", "mid_block", "up_blocks"), ("norm", "time_emb_proj")
-        )
+        return quantized_layers(self.denoiser)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
