@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.levels import Level
+from tmpdiff_bench.errors import UsageError, unknown
+from tmpdiff_bench.levels import RESIDENCIES, Level, LevelBank
 from tmpdiff_bench.pipelines import EMBEDDED, load_model
 from tmpdiff_bench.store import digest
 from tmpdiff_bench.trajectory.recorder import JointRun, record
@@ -37,24 +38,29 @@ def record_model(
     chunk: int = 8,
     capture: str = "terminal",
     store: Path | None = None,
+    residency: str = "resident",
 ) -> Recording:
     """Record (or go on with, or reuse) the single runs of a model and `joint` runs in `folder`.
 
     `levels[0]` is the reference. `seed` is the first of `num_seeds` noise seeds. Calibration
     prompts of the three Scenes sets are used in turn. `joint` is called after all other values
-    have been checked. A crash loses the cell in hand, `chunk` samples. `capture` and `store` as in
-    `record`.
+    have been checked. A crash loses the cell in hand, `chunk` samples. `capture`, `store` and
+    `residency` as in `record`. What the levels' weights will take is printed on stderr.
 
     Raises:
         UsageError: a value that can't be used, with the way out.
     """
     _check(levels, steps, num_seeds, guidance)
+    if residency not in RESIDENCIES:
+        raise unknown("residency", residency, RESIDENCIES)
     prompts = mixed_prompts(num_prompts, "calibration")
     loaded = load_model(model, weights=weights, revision=revision, device=device)
     pipeline = loaded.stepwise(steps=steps, guidance=guidance)
     texts = dict(zip(prompts["prompt_id"], prompts["text"], strict=True))
     if cut := pipeline.truncated(list(texts.values())):
         warnings.warn(f"{len(cut)} prompts are longer than the tokenizer takes", stacklevel=2)
+    takes = LevelBank.memory(pipeline.denoiser, levels, pipeline.quantized, residency)
+    print(takes, file=sys.stderr)
     scheduler = loaded.pipeline.scheduler
     workload = Workload(
         model=model,
@@ -82,6 +88,7 @@ def record_model(
         device=device,
         capture=capture,
         store=store,
+        residency=residency,
         about={
             "level_specs": [asdict(Level.parse(name)) for name in levels],
             "prompts_digest": digest(texts),

@@ -34,6 +34,12 @@ EXPERIMENT: dict[str, Option] = {
     "--device": (str, "cpu", "where the model runs, such as cpu or cuda"),
     "--max-batch": (positive_int, 32, "samples in one pass of the network, at most"),
     "--chunk": (positive_int, 8, "samples that are run and stored as one cell"),
+    "--residency": (
+        str,
+        "resident",
+        "weights of levels not in use: resident in memory, offload (to the CPU, or to files), or "
+        "derive (rounded again at every switch)",
+    ),
     "--state-memory": (positive_int, 1024, "MiB of intermediate latents held, at most"),
 }
 

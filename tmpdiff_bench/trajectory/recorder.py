@@ -36,6 +36,7 @@ from tmpdiff_bench.trajectory.workload import Workload, environment
 
 REPLICATED_SAMPLES = 4
 PICTURED_SAMPLES = 4
+CALIBRATION_SAMPLES = 4
 # relative size of the jitter that makes a replicate: a few float32 ulps, as another batch would
 REPLICATE_JITTER = 1e-6
 _FAILED = "failed"  # in a cell: the message instead of arrays
@@ -64,15 +65,17 @@ def record(
     device: str = "cpu",
     capture: str = "terminal",
     store: Path | None = None,
+    residency: str = "resident",
     about: Mapping[str, Any] | None = None,
 ) -> Recording:
     """Record `workload` into `folder`, or go on with, or reuse, the recording that is there.
 
     `levels[0]` is the reference. The table's image metrics compare decoded images. `capture`:
     "terminal" keeps the latents of the reference at every step and the final ones of all other
-    runs; "trajectory" those of single runs at every step as well. Finished cells are kept in
-    `store`, where other recordings find them; without one, in `folder` until it is whole. `about`
-    is added to the manifest.
+    runs; "trajectory" those of single runs at every step as well. Levels with a low-rank branch are
+    calibrated by the reference's run of the first samples. `residency` as in `LevelBank`. Finished
+    cells are kept in `store`, where other recordings find them; without one, in `folder` until it
+    is whole. `about` is added to the manifest.
 
     Raises:
         UsageError: `folder` or `store` is a file, `folder` holds another workload's recording, a
@@ -85,7 +88,7 @@ def record(
     for path in filter(None, (folder, store)):
         if path.exists() and not path.is_dir():
             raise UsageError(f"{path} is a file: name a folder")
-    recorder = _Recorder(pipeline, workload, tuple(levels), tuple(joint), capture)
+    recorder = _Recorder(pipeline, workload, tuple(levels), tuple(joint), capture, residency)
     if (folder / "manifest.json").exists():
         found = Recording.open(folder)
         if found.manifest.get("key") != recorder.key:
@@ -126,8 +129,10 @@ class _Recorder:
         levels: tuple[str, ...],
         joint: tuple[JointRun, ...],
         capture: str,
+        residency: str,
     ) -> None:
         self.pipeline, self.workload, self.levels, self.joint = pipeline, workload, levels, joint
+        self.residency = residency
         reference, steps = levels[0], workload.steps
         self.reference = PrecisionPlan.uniform(reference, steps)
         self.singles = [
@@ -147,12 +152,18 @@ class _Recorder:
         self.captured = (
             self.runs[: 1 + len(self.singles)] if capture == "trajectory" else [self.reference]
         )
-        self._more = {
+        self._more: dict[str, Any] = {
             "levels": levels,
             "runs": [str(plan) for plan in self.runs],
             "jitter": REPLICATE_JITTER,
             "capture": capture,
         }
+        calibrated = any("+lr" in level for level in levels)
+        self.calibration = workload.samples[: CALIBRATION_SAMPLES if calibrated else 0]
+        if self.calibration:
+            self._more["calibration"] = [
+                (prompt, workload.prompts[prompt], seed) for prompt, seed in self.calibration
+            ]
         self.cell_keys = [self._cell_key(rows) for rows in self.rows]
         self.key = workload.key(
             **self._more,
@@ -172,8 +183,9 @@ class _Recorder:
         samples, replicas = len(self.workload.samples), len(self.replicated)
         per_step = np.array([self.pipeline.nfe(step) for step in range(self.workload.steps)])
         tree, again = nodes_per_step(self.runs), nodes_per_step(self.singles or [self.reference])
-        spent = (np.array(tree) + 1) * samples + np.array(again) * replicas
-        plain = (len(self.runs) + 1) * samples + len(self.singles) * replicas
+        calibration = len(self.calibration)
+        spent = (np.array(tree) + 1) * samples + np.array(again) * replicas + calibration
+        plain = (len(self.runs) + 1) * samples + len(self.singles) * replicas + calibration
         return {"spent": int(spent @ per_step), "plain_loop": int(plain * per_step.sum())}
 
     def _cell_key(self, rows: NDArray[np.int64]) -> str:
@@ -202,10 +214,8 @@ class _Recorder:
                 chunk = store.get(key)
                 if chunk is None:
                     if bank is None or conditioning is None:
-                        bank = LevelBank(
-                            self.pipeline.denoiser, self.levels, self.pipeline.quantized
-                        )
                         conditioning = self._encode()
+                        bank = self._bank(conditioning, advance)
                     try:
                         chunk = self._chunk(rows, bank, conditioning[rows.tolist()], advance)
                     except NonFiniteLatentsError as error:
@@ -222,6 +232,21 @@ class _Recorder:
         if failures:
             raise NonFiniteLatentsError("; ".join(failures))
         return chunks
+
+    def _bank(self, conditioning: Conditioning, on_nfe: Callable[[int], None]) -> LevelBank:
+        """All levels; those that need it calibrated by the reference's run of some samples."""
+        count, pipeline = len(self.calibration), self.pipeline
+
+        def calibrate() -> None:
+            noise = initial_noise(self.calibration, pipeline.latent_shape)
+            state, rows = pipeline.initial_state(noise), conditioning[list(range(count))]
+            for step in range(pipeline.steps):
+                state = pipeline.step(state, step, pipeline.denoiser, rows)
+                on_nfe(count * pipeline.nfe(step))
+
+        return LevelBank(
+            pipeline.denoiser, self.levels, pipeline.quantized, calibrate, self.residency
+        )
 
     def clear(self, folder: Path, store: Path | None) -> None:
         """Remove what a whole recording needs no more. Another process at the same work goes on: it
