@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from fractions import Fraction
 
@@ -61,7 +62,7 @@ def test_minifloats_at_and_between_all_code_points(name: str, dtype: torch.dtype
     points = code_points(exponent_bits, mantissa_bits, special)
     assert float(points[-1]) == kind.largest
     inputs, expected = list(map(float, points)), list(map(float, points))
-    for code, (low, high) in enumerate(zip(points, points[1:], strict=False)):
+    for code, (low, high) in enumerate(itertools.pairwise(points)):
         middle, near = (low + high) / 2, (high - low) / 1024
         even = high if code % 2 else low
         inputs += [float(middle), float(middle - near), float(middle + near)]

@@ -111,7 +111,7 @@ def test_shared_rounding_notices_changed_inputs() -> None:
 
 
 def test_bank_refuses_what_it_can_not_do() -> None:
-    with pytest.raises(UsageError, match="w4a4\\+lr4 scales its inputs .* `calibrate`"):
+    with pytest.raises(UsageError, match=r"w4a4\+lr4 scales its inputs .* `calibrate`"):
         LevelBank(Toy(), ("fp32", "w4a4+lr4"), ("first",))
     with pytest.raises(UsageError, match="calibration run does not use layer first"):
         LevelBank(Toy(), ("fp32", "w4a4+lr4"), ("first",), lambda: None)

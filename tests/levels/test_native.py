@@ -142,7 +142,7 @@ def settings() -> dict[str, object]:
 
 @torch.no_grad()
 def test_inductor_settings_stay(network: nn.Module) -> None:
-    """torchao's own default changes them, for everything that is compiled in the process."""
+    """Torchao's own default changes them, for everything that is compiled in the process."""
     import torch._inductor.config
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
