@@ -62,9 +62,8 @@ def test_model_is_recorded_with_the_options_given(
         "seed": 3,
         "device": "cpu",
         "joint_plans": 12,
-        "max_batch": 32,
+        "max_batch": 16,
         "state_memory": 2**30,
-        "chunk": 8,
         "folder": Path("additivity-sd3/recording"),
     }
 

@@ -73,7 +73,7 @@ def test_minifloats_at_and_between_all_code_points(name: str, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("name", TABLES)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(x=rows, scale=st.integers(-30, 10))
 def test_minifloats_against_ml_dtypes(name: str, x: np.ndarray, scale: int) -> None:
     kind, *_, dtype = TABLES[name]
@@ -103,7 +103,7 @@ def test_integer_code_points_are_kept(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", INTEGER_MAX)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(x=rows)
 def test_integers_round_to_nearest_even(name: str, x: np.ndarray) -> None:
     """Against numpy's rint, in the same order of operations."""
@@ -121,7 +121,7 @@ def test_ties_go_to_even() -> None:
 
 
 @pytest.mark.parametrize("name", ROW_SCALED)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(x=rows)
 def test_fp8_against_torch(name: str, x: np.ndarray) -> None:
     dtype = {"fp8": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}[name]
@@ -153,7 +153,7 @@ def mx_by_definition(block: np.ndarray, name: str) -> list[float]:
 
 
 @pytest.mark.parametrize("name", MX)
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 @given(
     x=npst.arrays(np.float32, 40, elements=st.floats(-6, 6, width=32, allow_subnormal=False)),
     scale=st.integers(-140, 110),
@@ -210,7 +210,7 @@ def test_nvfp4_against_torchao(wild: Tensor) -> None:
     assert torch.equal(quantize_dequantize(kept, "nvfp4"), torch.cat(by_row))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(x=rows, name=st.sampled_from(FORMATS), power=st.integers(-8, 8))
 def test_properties(x: np.ndarray, name: str, power: int) -> None:
     """Odd, bounded, monotone within a row of one scale, equivariant to powers of two."""
@@ -231,7 +231,7 @@ def test_properties(x: np.ndarray, name: str, power: int) -> None:
         assert ((y - t).abs() <= half_step * (1 + 1e-4)).all()
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(x=rows, name=st.sampled_from([f for f in FORMATS if f != "nvfp4"]))
 def test_rounding_twice_changes_nothing_more(x: np.ndarray, name: str) -> None:
     """Exactly where scales are powers of two or none; otherwise up to float32 rounding of scales.

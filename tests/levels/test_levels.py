@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from tmpdiff_bench.levels import LEVEL_NAMES, Level, LevelBank, quantize_dequant
         ("native:w8a9", "native:w8a8"),
         ("w4a4+lr0", "w4a4+lr32"),
         ("w4a4+lr032", "w4a4+lr32"),
-        ("native:", "native:nvfp4"),
+        ("native:", "native:fp8"),
     ],
 )
 def test_unknown_names_are_refused_with_the_nearest(name: str, nearest: str) -> None:
@@ -82,13 +83,18 @@ def test_simulated_layers_compute_what_they_say() -> None:
         assert level.weight is not None
         assert level.activation is not None
         bank = LevelBank(toy, ("fp32", name), ("first", "conv"))
-        options = {"group": level.weight_group, "whole": level.weight == "nvfp4"}
-        weight = quantize_dequantize(toy.first.weight, level.weight, **options)
+        round_weight = partial(
+            quantize_dequantize,
+            format=level.weight,
+            group=level.weight_group,
+            whole=level.weight == "nvfp4",
+        )
+        weight = round_weight(toy.first.weight)
         rounded = quantize_dequantize(x, level.activation)
         expected = rounded @ weight.T + toy.first.bias
         found = bank[name].get_submodule("first")(x)
         assert torch.allclose(found, expected, atol=1e-5)
-        kernel = quantize_dequantize(toy.conv.weight.flatten(1), level.weight, **options)
+        kernel = round_weight(toy.conv.weight.flatten(1))
         flat = quantize_dequantize(image.flatten(1), level.activation).view_as(image)
         expected = nn.functional.conv2d(
             flat, kernel.view_as(toy.conv.weight), toy.conv.bias, padding=1

@@ -82,8 +82,8 @@ def test_int8_is_the_simulated_level_but_for_float_rounding(network: nn.Module) 
     for rows in (1, 7, 300):
         x = torch.randn(2, rows, 96)
         x[0, 0] = 0
-        exact = bank["w8a8"][0](x)
-        found = bank["native:w8a8"][0](x)
+        exact = bank["w8a8"].get_submodule("0")(x)
+        found = bank["native:w8a8"].get_submodule("0")(x)
         assert found.dtype == x.dtype
         assert (found - exact).abs().max() < 1e-6 * exact.abs().max()
 
@@ -135,8 +135,8 @@ def test_bf16_runs_in_bf16(network: nn.Module) -> None:
 
 def settings() -> dict[str, object]:
     config = torch._inductor.config
-    names = ("coordinate_descent_tuning", "force_fuse_int_mm_with_mul", "fx_graph_cache")
-    names += ("coordinate_descent_check_all_directions",)
+    names = ["coordinate_descent_tuning", "coordinate_descent_check_all_directions"]
+    names += ["force_fuse_int_mm_with_mul", "fx_graph_cache"]
     return {name: getattr(config, name) for name in names}
 
 

@@ -10,12 +10,12 @@ from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.levels import RESIDENCIES, Device, LevelBank
 
 NAMES = ("query", "key", "conv")
-LEVELS = ("fp32", "bf16", "w8a8", "w4a4+lr8", "nvfp4")
-LEVELS += tuple(
+RUNNING = (
     level
     for level, feature in (("native:bf16", "bf16"), ("native:w8a8", "int8"))
     if feature in Device.of(torch.device("cpu")).features
 )
+LEVELS = ("fp32", "bf16", "w8a8", "w4a4+lr8", "nvfp4", *RUNNING)
 
 
 class Network(nn.Module):

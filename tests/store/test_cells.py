@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import random
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
+from tests.conftest import SmallDisk
 from tmpdiff_bench.store import CellStore, digest
 
 KEY = digest({"plan": "fp32*20"})
@@ -121,16 +121,6 @@ def test_two_writers_that_are_killed_leave_whole_cells(tmp_path: Path) -> None:
     assert len(list(store.keys())) == 50
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path):
-    """A tmpfs of 64 KiB."""
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("mounting a tmpfs takes root")
-    yield tmp_path
-    subprocess.run(["umount", str(tmp_path)], check=True)
-
-
 def _put(store: CellStore, i: int) -> OSError | None:
     try:
         store.put(digest({"i": i}), {"a": np.full(500, i)})
@@ -139,8 +129,8 @@ def _put(store: CellStore, i: int) -> OSError | None:
     return None
 
 
-def test_a_full_disk_keeps_what_is_there(small_disk: Path) -> None:
-    store = CellStore(small_disk)
+def test_a_full_disk_keeps_what_is_there(small_disk: SmallDisk) -> None:
+    store = CellStore(small_disk.folder)
     stored = 0
     while (error := _put(store, stored)) is None:
         stored += 1
@@ -151,4 +141,4 @@ def test_a_full_disk_keeps_what_is_there(small_disk: Path) -> None:
         found = store.get(digest({"i": i}))
         assert found is not None
         np.testing.assert_array_equal(found["a"], np.full(500, i))
-    assert not list(small_disk.rglob("*.tmp"))
+    assert not list(small_disk.folder.rglob("*.tmp"))

@@ -58,7 +58,8 @@ def test_info_verify_and_export(
     assert "w4a4 against fp32" in told
     assert "3: 3 prompts" in told
     assert _status(["verify", str(made / "mine"), str(made / "store")]) == 0
-    assert "1 cells, all whole" in capsys.readouterr().out
+    # one chunk: the reference, 3 single and 2 joint runs, the floor, 3 replicates
+    assert "10 cells, all whole" in capsys.readouterr().out
     assert _status(["export", str(made / "mine"), "--out", str(tmp_path)]) == 0
     recording = Recording.open(made / "mine")
     np.testing.assert_array_equal(np.load(tmp_path / "singles.npy"), recording.singles)
@@ -79,10 +80,30 @@ def test_a_store_serves_other_recordings(
         assert again.read_bytes() == first.read_bytes()
 
 
+def test_residencies_record_the_same_bytes(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--model", "sd3", "--levels", "fp32,w4a4+lr4,mxfp4", "--steps", "2"]
+    options += ["--num-prompts", "5", "--num-seeds", "1"]
+    files = set()
+    for mode in ("resident", "offload", "derive"):
+        out = ["--residency", mode, "--out", str(tmp_path / mode)]
+        assert _status(["record", *options, *out]) == 0
+        assert f"MB ({mode}): reference" in capfd.readouterr().err.splitlines()[0]
+        files.add((tmp_path / mode / "latents.safetensors").read_bytes())
+    assert len(files) == 1
+    manifest = Recording.open(tmp_path / mode).manifest
+    assert len(manifest["level_specs"]["w4a4+lr4"]["calibration"]) == 4
+    # two evaluations each: calibration by 4 samples, runs of 5 (3 first and 5 second steps), the
+    # floor of 5, replicates of 4 (3 and 4)
+    assert manifest["nfe"]["spent"] == 2 * (4 * 2 + 5 * 8 + 5 * 2 + 4 * 7)
+    assert manifest["nfe"]["computed"] == manifest["nfe"]["spent"]
+
+
 def test_damage_is_told(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder, pattern in (("mine", "latents.safetensors"), ("store", "??/*.safetensors")):
         subprocess.run(["cp", "-r", str(made / folder), str(tmp_path)], check=True)
-        [path] = (tmp_path / folder).glob(pattern)
+        path = next((tmp_path / folder).glob(pattern))
         content = bytearray(path.read_bytes())
         content[-1] ^= 1
         path.write_bytes(content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 
 import pytest
@@ -30,12 +31,16 @@ def singles(levels: tuple[str, ...], steps: int) -> list[PrecisionPlan]:
     ]
 
 
-def loop(plan: PrecisionPlan, noise: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-    """An independent loop: no tree, no batching, no shared code."""
+def loop(
+    plan: PrecisionPlan, noise: torch.Tensor, prompts: list[str], steps: int | None = None
+) -> torch.Tensor:
+    """An independent loop: no tree, no batching, no shared code; the plan may be the start of one
+    of more `steps`.
+    """
     rows = []
     for x, prompt in zip(noise, prompts, strict=True):
         for level in plan:
-            x = x + (LEVELS[level](x) + 0.01 * len(prompt)) / len(plan)
+            x = x + (LEVELS[level](x) + 0.01 * len(prompt)) / (steps or len(plan))
         rows.append(x)
     return torch.stack(rows)
 
@@ -82,6 +87,70 @@ def test_equals_one_loop_per_plan(data: st.DataObject) -> None:
     assert max(n for f in bank.functions.values() for n in f.batches) <= max_batch
 
 
+@settings(deadline=None, max_examples=100)
+@given(data=st.data())
+def test_one_after_the_other(data: st.DataObject) -> None:
+    """Every prefix once, one path of states at a time, in the order of the tree."""
+    steps = data.draw(st.integers(1, 6))
+    texts = st.lists(st.sampled_from(tuple(LEVELS)), min_size=steps, max_size=steps)
+    plans = [PrecisionPlan(tuple(p)) for p in data.draw(st.lists(texts, min_size=1, max_size=12))]
+    prompts = ["a" * n for n in data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=5))]
+    noise = initial_noise([(str(i), 0) for i in range(len(prompts))], SHAPE)
+    pipeline = ToyPipeline(steps)
+    engine = PrefixEngine(
+        pipeline,
+        ToyBank(LEVELS),
+        pipeline.encode(prompts),
+        noise,
+        state_memory=steps * noise.nbytes,
+    )
+    order = []
+    for i, run in engine.each(plans):
+        order.append(i)
+        assert isinstance(run, torch.Tensor)
+        for step in range(steps):
+            way = PrecisionPlan(plans[i].levels[: step + 1])
+            assert torch.allclose(run[step], loop(way, noise, prompts, steps), atol=1e-6)
+    assert sorted(order) == list(range(len(plans)))
+    assert order[0] == 0
+    assert engine.nfe == sum(nodes_per_step(plans)) * len(prompts)
+    assert engine.plain_nfe == len(plans) * steps * len(prompts)
+
+
+def test_a_run_that_fails_takes_only_those_through_it_along() -> None:
+    pipeline, bank = ToyPipeline(3), ToyBank({**LEVELS, "nan": lambda x: x * torch.nan})
+    noise = initial_noise([("a", 0)], SHAPE)
+    texts = ("high nan high", "high nan low", "high*3", "nan*3", "high*2 low")
+    plans = [PrecisionPlan.parse(text) for text in texts]
+    engine = PrefixEngine(pipeline, bank, pipeline.encode([""]), noise)
+    runs = dict(engine.each(plans))
+    failed = {i: str(run) for i, run in runs.items() if not isinstance(run, torch.Tensor)}
+    assert set(failed) == {0, 1, 3}
+    assert "step 1 at level nan" in failed[0] == failed[1]
+    assert "step 0 at level nan" in failed[3]
+    good = runs[4]
+    assert isinstance(good, torch.Tensor)
+    assert torch.allclose(good[-1], loop(plans[4], noise, [""]), atol=1e-6)
+
+
+def test_other_plans_do_not_change_a_bit(untrained_sd3: StableDiffusion3Pipeline) -> None:
+    """Rounding of activations makes much of the last bit, so there must be no difference at all."""
+    stepwise = Sd3Stepwise(untrained_sd3, steps=4, guidance=4.0)
+    bank = LevelBank(stepwise.denoiser, ("fp32", "w4a4"), stepwise.quantized)
+    plans = [PrecisionPlan(p) for p in itertools.product(("fp32", "w4a4"), repeat=4)]
+    prompts = ["a red circle", "two blue stars", "ein Ring"]
+    noise = initial_noise([(p, 0) for p in prompts], stepwise.latent_shape)
+
+    def runs(plans: list[PrecisionPlan]) -> dict[PrecisionPlan, torch.Tensor]:
+        engine = PrefixEngine(stepwise, bank, stepwise.encode(prompts), noise)
+        return {plans[i]: run for i, run in engine.each(plans) if isinstance(run, torch.Tensor)}
+
+    together = runs(plans)
+    assert len(together) == len(plans)
+    for plan in plans[::3]:
+        assert torch.equal(runs([plan])[plan], together[plan])
+
+
 def test_memory_that_holds_no_path_is_refused() -> None:
     pipeline, bank = ToyPipeline(4), ToyBank(LEVELS)
     noise = initial_noise([("a", 0)], SHAPE)
@@ -115,10 +184,13 @@ def test_batches_are_filled() -> None:
     plans = [PrecisionPlan(p) for p in itertools.product(("high", "low"), repeat=steps)]
     engine = PrefixEngine(pipeline, bank, pipeline.encode([""] * samples), noise, max_batch=16)
     engine.evaluate(plans)
-    rows = [samples * 2**step for step in range(steps)]  # of each level
-    assert bank.functions["high"].batches == [
-        size for n in rows for size in [16] * (n // 16) + [n % 16] * (n % 16 > 0)
-    ]
+    sizes = iter(bank.functions["high"].batches)
+    for step in range(steps):
+        rows = samples * 2**step  # of each level
+        batches = list(itertools.islice(sizes, math.ceil(rows / 16)))
+        assert sum(batches) == rows
+        assert max(batches) - min(batches) <= 1, "a small rest would be slow"
+    assert next(sizes, None) is None
 
 
 def test_equals_the_diffusers_pipeline(untrained_sd3: StableDiffusion3Pipeline) -> None:

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import SmallDisk
 from tests.trajectory.conftest import ToyBank
 from tests.trajectory.test_recorder import LEVELS, contents, make
-from tmpdiff_bench.trajectory import PrefixEngine, Recording, recorder
+from tmpdiff_bench.store import CellStore
+from tmpdiff_bench.trajectory import Recording, recorder
 
+LITTLE = {"prompts": {"p0": "a red circle"}, "max_batch": 1}
 # Forks from a process that has imported everything, so that a run takes milliseconds; one thread,
 # as threads do not survive a fork.
 KILLER = """
@@ -22,14 +25,16 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from tests.trajectory.conftest import ToyBank
+from tests.trajectory.test_faults import LITTLE
 from tests.trajectory.test_recorder import LEVELS, make
 from tmpdiff_bench.trajectory import recorder
 recorder.LevelBank = lambda *_: ToyBank(LEVELS)
 root, wanted = Path(sys.argv[1]), int(sys.argv[2])
 rng = random.Random(0)
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # progress bars
+make(root / "warm-up", **LITTLE)
 started = time.perf_counter()
-make(root / "warm-up", chunk=1)
+make(root / "timed", **LITTLE)
 whole = time.perf_counter() - started
 kills, rounds = 0, 0
 while kills < wanted:
@@ -37,7 +42,7 @@ while kills < wanted:
     while not (folder / "manifest.json").exists():
         child = os.fork()
         if child == 0:
-            make(folder, chunk=1)
+            make(folder, **LITTLE)
             os._exit(0)
         time.sleep(rng.uniform(0, 1.2 * whole))
         os.kill(child, signal.SIGKILL)
@@ -63,42 +68,31 @@ def test_killed_at_fifty_random_moments(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(recorder, "LevelBank", lambda *_: ToyBank(LEVELS))
     for i in range(told["rounds"]):
         folder = tmp_path / f"round-{i}"
-        make(folder, chunk=1)  # clears what a kill after the manifest left
+        make(folder, **LITTLE)  # clears what a kill after the manifest left
         assert contents(folder) == expected
         Recording.open(folder)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path):
-    """A tmpfs of 40 KiB, and a function that makes it larger."""
-    mount = ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(tmp_path)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("mounting a tmpfs takes root")
-    larger = ["mount", "-o", "remount,size=16m", str(tmp_path)]
-    yield tmp_path, lambda: subprocess.run(larger, check=True)
-    subprocess.run(["umount", str(tmp_path)], check=True)
-
-
 def test_a_full_disk_loses_nothing(
-    small_disk, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    small_disk: SmallDisk, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, enlarge = small_disk
+    folder = small_disk.folder
     monkeypatch.setattr(recorder, "LevelBank", lambda *_: ToyBank(LEVELS))
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    make(elsewhere, chunk=1)
+    make(elsewhere, max_batch=1)
     with pytest.raises(OSError, match="No space left"):
-        make(folder / "recording", chunk=1)
+        make(folder / "recording", max_batch=1)
     kept = len(list((folder / "recording" / "cells").glob("??/*.safetensors")))
     assert kept >= 1
-    enlarge()
-    computed = []
+    small_disk.enlarge()
+    put, stored = CellStore.put, list[str]()
 
-    def counting(*args, **options):
-        computed.append(args)
-        return PrefixEngine(*args, **options)
+    def counting(store: CellStore, key: str, arrays) -> None:
+        stored.append(key)
+        put(store, key, arrays)
 
-    monkeypatch.setattr(recorder, "PrefixEngine", counting)
-    make(folder / "recording", chunk=1)
-    # of the cells that were not there: two engines, a third one where the sample is replicated
-    assert len(computed) == sum(3 - row % 2 for row in range(kept, 6))
+    monkeypatch.setattr(CellStore, "put", counting)
+    make(folder / "recording", max_batch=1)
+    # what was stored is not computed again: 6 samples of 12 cells, 8 more where replicated
+    assert len(stored) == 6 * (1 + 8 + 2 + 1) + 3 * 8 - kept
     assert contents(folder / "recording") == contents(elsewhere)

@@ -13,21 +13,24 @@ import pandas as pd
 import pytest
 import torch
 from datasets import load_dataset
+from safetensors.numpy import load_file
 
 from tests.trajectory.conftest import SHAPE, ToyBank, ToyPipeline
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.metrics import IMAGE_METRICS
 from tmpdiff_bench.noise import initial_noise
 from tmpdiff_bench.plan import PrecisionPlan
+from tmpdiff_bench.store import CellStore
 from tmpdiff_bench.trajectory import (
     JointRun,
     NonFiniteLatentsError,
-    PrefixEngine,
     Recording,
     Workload,
+    nodes_per_step,
     record,
     recorder,
 )
+from tmpdiff_bench.trajectory.jobs import Jobs
 
 STEPS = 4
 LEVELS = {"high": lambda x: -x, "low": lambda x: -0.9 * x, "mid": lambda x: -0.97 * x}
@@ -50,8 +53,6 @@ def workload(**changes: Any) -> Workload:
         "seeds": (0, 1),
         "dtype": "float32",
         "max_batch": 4,
-        "state_memory": 2**20,
-        "chunk": 4,
     }
     return Workload(**{**fields, **changes})
 
@@ -142,41 +143,94 @@ def test_round_trip_and_reuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
                 assert a == b
 
 
-@pytest.mark.parametrize("after", [1, 3, 6])
+@pytest.mark.parametrize("after", [1, 2, 12, 23, 40])
 def test_interrupted_runs_end_with_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
+    """Stopped before the cell `after` is stored: the cells before it are not computed again."""
     make(tmp_path / "whole")
-    calls = 0
+    put, stored = CellStore.put, list[str]()
 
-    def interrupted(*args: Any, **kwargs: Any) -> PrefixEngine:
-        nonlocal calls
-        calls += 1
-        if calls == after:
+    def interrupted(store: CellStore, key: str, arrays: Any) -> None:
+        stored.append(key)
+        if len(stored) == after:
             raise KeyboardInterrupt
-        return PrefixEngine(*args, **kwargs)
+        put(store, key, arrays)
 
-    monkeypatch.setattr(recorder, "PrefixEngine", interrupted)
+    monkeypatch.setattr(CellStore, "put", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "broken")
     make(tmp_path / "broken")
-    # a chunk takes three engines; none is made twice except those of the broken chunk
-    assert calls == 6 + 1 + (after - 1) % 3
+    # two chunks of the reference, 8 single and 2 joint runs, the floor, and 8 replicates each
+    assert len(set(stored)) == 2 * (1 + 8 + 2 + 1 + 8)
+    assert len(stored) == len(set(stored)) + 1
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
 
-def test_a_damaged_chunk_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_cell_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path / "whole")
-    monkeypatch.setattr(recorder._Recorder, "assemble", _fail)
+    monkeypatch.setattr(recorder, "assemble", _fail)
     with pytest.raises(OSError, match="stopped"):
         make(tmp_path / "broken")
-    chunk = next((tmp_path / "broken" / "cells").rglob("*.safetensors"))
-    chunk.write_bytes(chunk.read_bytes()[:-100])
+    cell = next((tmp_path / "broken" / "cells").rglob("*.safetensors"))
+    cell.write_bytes(cell.read_bytes()[:-100])
     monkeypatch.undo()
     monkeypatch.setattr(recorder, "LevelBank", lambda *_: ToyBank(LEVELS))
     with pytest.warns(UserWarning, match="is damaged: it is computed again"):
         make(tmp_path / "broken")
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+
+
+def test_more_plans_and_levels_reuse_what_is_stored(tmp_path: Path) -> None:
+    """A run's cell depends on no other plan: the same bytes alone, and among more of them."""
+
+    def make_with(levels: tuple[str, ...], joint: list[JointRun], name: str) -> Recording:
+        return record(
+            ToyPipeline(STEPS),
+            workload(),
+            levels,
+            joint,
+            tmp_path / name,
+            title="toy",
+            dataset="scenes",
+            store=tmp_path / "store",
+        )
+
+    few = make_with(("high", "low"), JOINT[:1], "few")
+    cells = {path: path.read_bytes() for path in (tmp_path / "store").rglob("*.safetensors")}
+    more = make_with(tuple(LEVELS), JOINT, "more")
+    assert {path: path.read_bytes() for path in cells} == cells
+    alone = make(tmp_path / "alone")
+    assert contents(tmp_path / "more") == contents(tmp_path / "alone")
+    np.testing.assert_array_equal(few.singles[0], more.singles[0])
+    # of each sample: mid's single runs and the second joint plan; mid's single replicates
+    nodes, again = nodes_per_step(_mids(JOINT[1:])), nodes_per_step(_mids([]))
+    assert more.manifest["nfe"]["computed"] == 6 * sum(nodes) + 3 * sum(again)
+    assert more.manifest["nfe"]["spent"] == alone.manifest["nfe"]["computed"]
+
+
+def test_calibration_is_part_of_the_key_of_low_rank_runs() -> None:
+    """The second chunk has none of the samples that inputs are measured on; its keys tell of them,
+    where a plan uses a level with a low-rank branch, and only there.
+    """
+
+    def keys(**changes: Any) -> dict[str, str]:
+        jobs = Jobs(workload(**changes), ("high", "low+lr4", "mid"), (), "terminal", {})
+        job = jobs.chunks[1][0]
+        assert job.rows == (4, 5)
+        return dict(zip(map(str, job.plans), job.keys, strict=True))
+
+    before = keys()
+    after = keys(prompts={**workload().prompts, "p0": "a blue ring"})
+    assert {plan for plan in before if before[plan] != after[plan]} == {
+        plan for plan in before if "+lr" in plan
+    }
+    assert "mid high*3" in before
+
+
+def _mids(joint: list[JointRun]) -> list[PrecisionPlan]:
+    singles = [PrecisionPlan.single("high", "mid", step, STEPS) for step in range(STEPS)]
+    return [*singles, *(run.plan for run in joint)]
 
 
 def _fail(*_: object) -> None:
@@ -200,7 +254,6 @@ def test_other_settings_do_not_reuse_a_folder(tmp_path: Path) -> None:
         {"seeds": (0, 2)},
         {"dtype": "bfloat16"},
         {"max_batch": 8},
-        {"state_memory": 2**21},
     ],
 )
 def test_everything_that_changes_a_number_is_in_the_key(change: dict[str, object]) -> None:
@@ -251,10 +304,10 @@ def test_manifests_are_not_trusted(tmp_path: Path) -> None:
         Recording.open(tmp_path)
 
 
-def test_a_diverging_cell_is_stored_as_failed(
+def test_diverging_runs_are_stored_as_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is named, the others are kept, and the same command says the same without computing."""
+    """They are named, the others are kept, and the same command says the same without computing."""
 
     def diverging(x: torch.Tensor) -> torch.Tensor:
         worst = initial_noise([("p1", 0)], SHAPE)[0]
@@ -262,14 +315,30 @@ def test_a_diverging_cell_is_stored_as_failed(
         return torch.where(hit[:, None, None, None], torch.nan, -0.9 * x)
 
     monkeypatch.setattr(recorder, "LevelBank", lambda *_: ToyBank({**LEVELS, "low": diverging}))
-    message = r"step 0 at level low produced non-finite latents.*\(among p1 seed 0, p1 seed 1\)"
+    message = r"step 0 at level low produced non-finite latents.*\(among p1 seed 0, p1 seed 1\)$"
     with pytest.raises(NonFiniteLatentsError, match=message):
-        make(tmp_path, chunk=2)
-    assert len(list((tmp_path / "cells").glob("??/*.safetensors"))) == 3
+        make(tmp_path, max_batch=2)
+    cells = [load_file(path) for path in (tmp_path / "cells").glob("??/*.safetensors")]
+    assert len(cells) == 3 * (1 + 8 + 2 + 1 + 8)
+    # a single and a joint run start low; the replicate starts from a jittered input
+    assert sum("failed" in cell for cell in cells) == 2
+    assert all(np.isfinite(value).all() for cell in cells for value in cell.values())
     monkeypatch.setattr(recorder, "PrefixEngine", None)
     with pytest.raises(NonFiniteLatentsError, match=message):
-        make(tmp_path, chunk=2)
+        make(tmp_path, max_batch=2)
     assert not (tmp_path / "manifest.json").exists()
+
+
+def test_without_a_reference_a_chunk_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can be compared with a reference that diverged."""
+    monkeypatch.setattr(
+        recorder, "LevelBank", lambda *_: ToyBank({**LEVELS, "high": lambda x: x * torch.nan})
+    )
+    with pytest.raises(NonFiniteLatentsError, match="step 0 at level high"):
+        make(tmp_path)
+    assert len(list((tmp_path / "cells").glob("??/*.safetensors"))) == 2
 
 
 @pytest.mark.parametrize("plan", ["high*4", "high low high*2", "low*4"])

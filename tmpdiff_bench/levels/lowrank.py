@@ -79,7 +79,7 @@ def smoothers(
     groups: dict[tuple[float, ...], list[str]] = {}
     for name in layers:
         groups.setdefault(tuple(inputs[name].tolist()), []).append(name)
-    found = {}
+    found = dict[str, Smoother]()
     for names in groups.values():
         weights = torch.cat([layers[name].weight.detach() for name in names])
         found |= dict.fromkeys(names, Smoother(smoothing(inputs[names[0]], weights), level))

@@ -8,7 +8,9 @@ outputs are the same in every bit.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -92,9 +94,10 @@ class _Files:
     """Tensors in a file, removed with this object."""
 
     def __init__(self, tensors: list[Tensor]) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="tmpdiff-levels-")
+        folder = Path(tempfile.mkdtemp(prefix="tmpdiff-levels-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._packed = [tensor.is_mkldnn for tensor in tensors]
-        self._path = Path(self._folder.name) / "weights.safetensors"
+        self._path = folder / "weights.safetensors"
         plain = (unpack(t) if t.is_mkldnn else t.detach().clone() for t in tensors)
         save_file({str(i): tensor for i, tensor in enumerate(plain)}, self._path)
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tmpdiff_bench.trajectory.engine import NonFiniteLatentsError, PrefixEngine
     from tmpdiff_bench.trajectory.experiment import record_model
-    from tmpdiff_bench.trajectory.recorder import JointRun, record
+    from tmpdiff_bench.trajectory.jobs import JointRun
+    from tmpdiff_bench.trajectory.recorder import record
     from tmpdiff_bench.trajectory.recording import Recording
     from tmpdiff_bench.trajectory.tree import nodes_per_step
     from tmpdiff_bench.trajectory.workload import Workload
@@ -28,7 +29,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "JointRun": "recorder",
+    "JointRun": "jobs",
     "NonFiniteLatentsError": "engine",
     "PrefixEngine": "engine",
     "Recording": "recording",

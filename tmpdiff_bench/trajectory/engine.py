@@ -4,6 +4,7 @@ lasts. What is shared, and what it saves, is counted in `tree`.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -66,27 +67,66 @@ class PrefixEngine:
         """Most bytes of states ever held."""
         return self._states.peak
 
+    @torch.no_grad()
     def evaluate(self, plans: Sequence[PrecisionPlan]) -> Tensor:
-        """Final latents (P, n, c, h, w) of P plans, float32 on the CPU.
+        """Final latents (P, n, c, h, w) of P plans, float32 on the CPU, all plans batched together.
 
         Raises:
             NonFiniteLatentsError: a step produced NaN or infinity.
             UsageError: plans of unequal length or not of `pipeline.steps` steps, an unknown level,
                 or too little state memory for a single path through the tree.
         """
-        return self._finals(plans)[1]
+        leaves = self._leaves(plans)
+        found = self._latents(leaves)
+        return torch.stack([found[leaf] for leaf in leaves])
 
-    def trajectories(
-        self, plans: Sequence[PrecisionPlan], also: Sequence[PrecisionPlan] = ()
-    ) -> tuple[Tensor, Tensor]:
-        """Latents after every step (P, S, n, c, h, w) of `plans`, and the final ones of `plans` and
-        `also` together, as `evaluate` gives them; all in one pass. Raises as `evaluate`.
+    def each(
+        self, plans: Sequence[PrecisionPlan]
+    ) -> Iterator[tuple[int, Tensor | NonFiniteLatentsError]]:
+        """Runs one after the other, each as soon as it is done: a plan's index, and its latents
+        after every step (S, n, c, h, w), float32 on the CPU, or what made the run fail.
+
+        Depth first: every prefix is computed once, the states of one path are held at a time, and
+        rows of different nodes never share a batch, so that the last bits of a run do not depend on
+        the other plans. The first plan comes first. Raises `UsageError` as `evaluate`.
         """
-        return self._finals([*plans, *also], paths=len(plans))
+        indices: dict[Node, list[int]] = {}
+        for i, leaf in enumerate(self._leaves(plans)):
+            indices.setdefault(leaf, []).append(i)
+        work = Work.of(indices, (self._tree,), self.pipeline.steps)
+        try:
+            for leaf, run in self._runs_below(self._tree, (), work):
+                for i in indices[leaf]:
+                    yield i, run
+        finally:
+            self._states.unpin_all_but(self._tree)
 
-    @torch.no_grad()
-    def _finals(self, plans: Sequence[PrecisionPlan], paths: int = 0) -> tuple[Tensor, Tensor]:
-        """Latents along the first `paths` plans, and final latents of all."""
+    def _runs_below(
+        self, node: Node, latents: tuple[Tensor, ...], work: Work
+    ) -> Iterator[tuple[Node, Tensor | NonFiniteLatentsError]]:
+        """The leaves below a node with their runs; `latents` are those up to the node."""
+        children = work.children[node]
+        for child in children:
+            state, failure = None, None
+            try:
+                [state] = self._run(node.depth, child.level, [node])
+            except NonFiniteLatentsError as error:
+                failure = error
+            if child is children[-1] and node is not self._tree:
+                self._states.drop(node)
+            if failure is not None:
+                yield from ((leaf, failure) for leaf in work.leaves(child))
+                continue
+            assert state is not None
+            along = (*latents, state.latents.float().cpu())
+            if child.depth == work.steps:
+                yield child, torch.stack(along)
+            else:
+                self._states.put(child, state)
+                yield from self._runs_below(child, along, work)
+
+    def _leaves(self, plans: Sequence[PrecisionPlan]) -> list[Node]:
+        """The leaves of plans that can be run, their plain cost counted."""
         steps = check_lengths(plans)
         if steps != self.pipeline.steps:
             raise UsageError(f"plans have {steps} steps, the pipeline has {self.pipeline.steps}")
@@ -94,23 +134,16 @@ class PrefixEngine:
             self.bank.check(level)
         per_plan = sum(self.pipeline.nfe(step) for step in range(steps))
         self.plain_nfe += len(plans) * per_plan * self._samples
-        leaves = [grow(self._tree, plan) for plan in plans]
-        ways = [[*leaf.path()][steps - 1 :: -1] for leaf in leaves[:paths]]  # the root left out
-        found = self._latents([*leaves, *(node for way in ways for node in way)], steps)
-        along = [torch.stack([found[node] for node in way]) for way in ways]
-        return (
-            torch.stack(along) if along else torch.empty(0),
-            torch.stack([found[leaf] for leaf in leaves]),
-        )
+        return [grow(self._tree, plan) for plan in plans]
 
-    def _latents(self, wanted: Sequence[Node], steps: int) -> dict[Node, Tensor]:
+    def _latents(self, wanted: Sequence[Node]) -> dict[Node, Tensor]:
         """Latents of nodes, computed where they are not at hand."""
         found = {
             node: self._states[node].latents.float().cpu()
             for node in wanted
             if node in self._states
         }
-        work = Work.of(wanted, self._states, steps)
+        work = Work.of(wanted, self._states, self.pipeline.steps)
         self._states.pin(work.starts)
         try:
             self._take(work, found)
@@ -156,12 +189,10 @@ class PrefixEngine:
     def _step(self, nodes: list[Node], work: Work, found: dict[Node, Tensor]) -> list[Node]:
         """Run one step from nodes of one depth, level by level; returns the children to go on."""
         step = nodes[0].depth
-        unborn = {node: len(work.children.get(node, ())) for node in nodes}
+        unborn = {node: len(work.children[node]) for node in nodes}
         edges: dict[str, list[tuple[Node, Node]]] = {}
         for node in nodes:
-            if not unborn[node] and node is not self._tree:  # wanted for itself alone
-                self._states.unpin(node)
-            for child in work.children.get(node, ()):
+            for child in work.children[node]:
                 edges.setdefault(child.level, []).append((node, child))
         born: list[Node] = []
         for level, pairs in edges.items():
@@ -172,9 +203,9 @@ class PrefixEngine:
                     self._states.unpin(node)
                 leaf = step + 1 == work.steps
                 self._states.put(child, state, spare=leaf)
-                if child in work.wanted:
+                if leaf:
                     found[child] = state.latents.float().cpu()
-                if not leaf:
+                else:
                     born.append(child)
         return born
 
@@ -182,8 +213,9 @@ class PrefixEngine:
         """The state that one step at one level leads to from each node, in batches of rows."""
         n = self._samples
         done: list[SamplerState] = []  # rows of nodes of which not all rows are done
-        # nodes times samples as one list of rows, cut into batches
-        for rows in torch.arange(len(nodes) * n).split(self._max_batch):
+        # nodes times samples as one list of rows, cut into even batches: a small rest would be slow
+        total = len(nodes) * n
+        for rows in torch.arange(total).tensor_split(math.ceil(total / self._max_batch)):
             first, last = int(rows[0]) // n, int(rows[-1]) // n
             inputs = [self._input(node, step, level) for node in nodes[first : last + 1]]
             batch = SamplerState.cat(inputs)[rows - first * n]
@@ -256,6 +288,10 @@ class _States:
     def unpin(self, node: Node) -> None:
         """Give a state free, as the one used last."""
         self._spare[node] = self._used.pop(node)
+
+    def drop(self, node: Node) -> None:
+        """Forget a state in use."""
+        self._bytes -= self._used.pop(node).nbytes
 
     def unpin_all_but(self, node: Node) -> None:
         """Give all others free."""

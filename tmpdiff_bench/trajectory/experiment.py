@@ -13,7 +13,8 @@ from tmpdiff_bench.errors import UsageError, unknown
 from tmpdiff_bench.levels import RESIDENCIES, Level, LevelBank
 from tmpdiff_bench.pipelines import EMBEDDED, load_model
 from tmpdiff_bench.store import digest
-from tmpdiff_bench.trajectory.recorder import JointRun, record
+from tmpdiff_bench.trajectory.jobs import JointRun
+from tmpdiff_bench.trajectory.recorder import record
 from tmpdiff_bench.trajectory.recording import Recording
 from tmpdiff_bench.trajectory.workload import Workload
 from tmpdiff_bench.zoo.prompts import mixed_prompts
@@ -35,7 +36,6 @@ def record_model(
     device: str,
     max_batch: int,
     state_memory: int,
-    chunk: int = 8,
     capture: str = "terminal",
     store: Path | None = None,
     residency: str = "resident",
@@ -44,8 +44,8 @@ def record_model(
 
     `levels[0]` is the reference. `seed` is the first of `num_seeds` noise seeds. Calibration
     prompts of the three Scenes sets are used in turn. `joint` is called after all other values
-    have been checked. A crash loses the cell in hand, `chunk` samples. `capture`, `store` and
-    `residency` as in `record`. What the levels' weights will take is printed on stderr.
+    have been checked. `capture`, `store`, `state_memory` and `residency` as in `record`. What the
+    levels' weights will take is printed on stderr.
 
     Raises:
         UsageError: a value that can't be used, with the way out.
@@ -74,8 +74,6 @@ def record_model(
         seeds=tuple(range(seed, seed + num_seeds)),
         dtype=str(next(pipeline.denoiser.parameters()).dtype).removeprefix("torch."),
         max_batch=max_batch,
-        state_memory=state_memory,
-        chunk=chunk,
     )
     return record(
         pipeline,
@@ -88,9 +86,10 @@ def record_model(
         device=device,
         capture=capture,
         store=store,
+        state_memory=state_memory,
         residency=residency,
+        level_specs={name: asdict(Level.parse(name)) for name in levels},
         about={
-            "level_specs": [asdict(Level.parse(name)) for name in levels],
             "prompts_digest": digest(texts),
             "long_prompts": cut,
         },

@@ -32,8 +32,7 @@ EXPERIMENT: dict[str, Option] = {
     "--guidance": (finite_float, 4.0, "classifier-free guidance scale"),
     "--seed": (seed, 0, "first noise seed, also that of the choice of joint plans"),
     "--device": (str, "cpu", "where the model runs, such as cpu or cuda"),
-    "--max-batch": (positive_int, 32, "samples in one pass of the network, at most"),
-    "--chunk": (positive_int, 8, "samples that are run and stored as one cell"),
+    "--max-batch": (positive_int, 16, "samples in one pass of the network, at most"),
     "--residency": (
         str,
         "resident",

@@ -1,56 +1,37 @@
-"""Recording a workload: reference, single and joint runs, chunk by chunk of its samples.
+"""Recording a workload: reference, single and joint runs, each kept as a cell once it is done.
 
-All runs of a chunk are one tree of batches, and last bits depend on how states are batched: so the
-chunk is what is stored as a cell. Killed at any moment, the same call goes on after the last cell
-and ends with the same recording.
+Killed at any moment, the same call goes on after the last run and ends with the same recording.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from tmpdiff_bench.errors import UsageError, unknown
+from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.levels import LevelBank
 from tmpdiff_bench.metrics import IMAGE_METRICS, LATENT_METRICS
 from tmpdiff_bench.noise import initial_noise, keyed_noise
 from tmpdiff_bench.pipelines import Conditioning, StepwisePipeline
-from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.store import CellStore, clear_leftovers
-from tmpdiff_bench.trajectory.engine import NonFiniteLatentsError, PrefixEngine
+from tmpdiff_bench.trajectory.assembly import ChunkRuns, assemble
+from tmpdiff_bench.trajectory.engine import STATE_MEMORY, NonFiniteLatentsError, PrefixEngine
+from tmpdiff_bench.trajectory.jobs import REPLICATE_JITTER, Job, Jobs, JointRun
 from tmpdiff_bench.trajectory.recording import Recording
-from tmpdiff_bench.trajectory.tree import nodes_per_step
 from tmpdiff_bench.trajectory.workload import Workload, environment
 
-REPLICATED_SAMPLES = 4
-PICTURED_SAMPLES = 4
-CALIBRATION_SAMPLES = 4
-# relative size of the jitter that makes a replicate: a few float32 ulps, as another batch would
-REPLICATE_JITTER = 1e-6
+Cell = dict[str, NDArray[Any]]
 _FAILED = "failed"  # in a cell: the message instead of arrays
-CAPTURES = ("terminal", "trajectory")
-_METRICS = (*LATENT_METRICS, *IMAGE_METRICS)
-
-
-@dataclass(frozen=True)
-class JointRun:
-    """A joint plan with its label in the design and whether predictors may be fitted on it."""
-
-    plan: PrecisionPlan
-    kind: str
-    held_out: bool
 
 
 def record(
@@ -65,342 +46,226 @@ def record(
     device: str = "cpu",
     capture: str = "terminal",
     store: Path | None = None,
+    state_memory: int = STATE_MEMORY,
     residency: str = "resident",
+    level_specs: Mapping[str, Any] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Recording:
     """Record `workload` into `folder`, or go on with, or reuse, the recording that is there.
 
-    `levels[0]` is the reference. The table's image metrics compare decoded images. `capture`:
-    "terminal" keeps the latents of the reference at every step and the final ones of all other
-    runs; "trajectory" those of single runs at every step as well. Levels with a low-rank branch are
-    calibrated by the reference's run of the first samples. `residency` as in `LevelBank`. Finished
-    cells are kept in `store`, where other recordings find them; without one, in `folder` until it
-    is whole. `about` is added to the manifest.
+    `levels[0]` is the reference; `level_specs` describes levels by name, as part of what a number
+    depends on. The table's image metrics compare decoded images. `capture`: "terminal" keeps the
+    latents of the reference at every step and the final ones of all other runs; "trajectory" those
+    of single runs at every step as well. Finished runs are kept in `store`, where other recordings
+    find them; without one, in `folder` until it is whole. `state_memory` bounds the bytes of
+    intermediate states. `residency` as in `LevelBank`. Levels with a low-rank branch are calibrated
+    by a run of the denoiser, as it is, of the first samples. `about` is added to the manifest.
 
     Raises:
         UsageError: `folder` or `store` is a file, `folder` holds another workload's recording, a
             joint plan is given twice or has fewer than two low steps, or a level or capture is
             unknown.
-        NonFiniteLatentsError: a run diverged. All other cells are stored, that one as failed.
+        NonFiniteLatentsError: a run diverged. All other runs are stored, that one as failed.
     """
-    if capture not in CAPTURES:
-        raise unknown("capture", capture, CAPTURES)
     for path in filter(None, (folder, store)):
         if path.exists() and not path.is_dir():
             raise UsageError(f"{path} is a file: name a folder")
-    recorder = _Recorder(pipeline, workload, tuple(levels), tuple(joint), capture, residency)
+    jobs = Jobs(workload, tuple(levels), tuple(joint), capture, level_specs or {})
     if (folder / "manifest.json").exists():
         found = Recording.open(folder)
-        if found.manifest.get("key") != recorder.key:
+        if found.manifest.get("key") != jobs.key:
             raise UsageError(
                 f"{folder} holds a recording of other settings; name another folder with --out"
             )
-        recorder.clear(folder, store)
+        _clear(jobs, folder, store)
         return found
     started = time.perf_counter()
-    cells = CellStore(store or folder / "cells")
-    chunks = recorder.run(cells)
+    recorder = _Recorder(pipeline, jobs, state_memory, residency)
+    chunks = recorder.run(CellStore(store or folder / "cells"))
+    noise = initial_noise(workload.samples, pipeline.latent_shape)
     manifest: dict[str, Any] = {
-        "key": recorder.key,
+        "key": jobs.key,
         "title": title,
         "dataset": dataset,
         "workload": {**vars(workload), "seeds": list(workload.seeds)},
+        "level_specs": {level: spec for level, spec in jobs.specs.items() if spec is not None},
         "environment": environment(device),
         "capture": capture,
-        "noise_digest": recorder.noise_digest(),
-        "numerical_floor": float(np.mean(np.concatenate([c["floor"] for c in chunks]))),
+        "noise_digest": hashlib.sha256(noise.numpy().tobytes()).hexdigest(),
         # `computed` in these seconds; the rest was in the store
-        "nfe": {**recorder.nfe(), "computed": recorder.computed},
+        "nfe": {**jobs.nfe(pipeline), "computed": recorder.computed},
         "seconds": round(time.perf_counter() - started, 1),
         **(about or {}),
     }
-    recording = recorder.assemble(chunks, manifest, title, dataset).save(folder)
-    recorder.clear(folder, store)
+    recording = assemble(jobs, chunks, manifest, title, dataset).save(folder)
+    _clear(jobs, folder, store)
     return recording
 
 
+def _clear(jobs: Jobs, folder: Path, store: Path | None) -> None:
+    """Remove what a whole recording needs no more. Another process at the same work goes on: it has
+    what it needs in memory.
+    """
+    if store is None:
+        CellStore(folder / "cells").discard(jobs.keys)
+    clear_leftovers(folder)
+
+
 class _Recorder:
-    """One recording in the making; shapes as in `Recording`, with c samples a chunk."""
+    """Runs what is not in the store."""
 
     def __init__(
-        self,
-        pipeline: StepwisePipeline,
-        workload: Workload,
-        levels: tuple[str, ...],
-        joint: tuple[JointRun, ...],
-        capture: str,
-        residency: str,
+        self, pipeline: StepwisePipeline, jobs: Jobs, state_memory: int, residency: str
     ) -> None:
-        self.pipeline, self.workload, self.levels, self.joint = pipeline, workload, levels, joint
-        self.residency = residency
-        reference, steps = levels[0], workload.steps
-        self.reference = PrecisionPlan.uniform(reference, steps)
-        self.singles = [
-            PrecisionPlan.single(reference, level, step, steps)
-            for level in levels[1:]
-            for step in range(steps)
-        ]
-        self.runs = [self.reference, *self.singles, *(run.plan for run in joint)]
-        self.rows = [
-            np.arange(start, min(start + workload.chunk, len(workload.samples)))
-            for start in range(0, len(workload.samples), workload.chunk)
-        ]
-        # one seed of as many different prompts as possible
-        every = len(workload.seeds)
-        self.replicated = np.arange(0, len(workload.samples), every)[:REPLICATED_SAMPLES]
-        self.pictured = np.arange(0, len(workload.samples), every)[:PICTURED_SAMPLES]
-        self.captured = (
-            self.runs[: 1 + len(self.singles)] if capture == "trajectory" else [self.reference]
-        )
-        self._more: dict[str, Any] = {
-            "levels": levels,
-            "runs": [str(plan) for plan in self.runs],
-            "jitter": REPLICATE_JITTER,
-            "capture": capture,
-        }
-        calibrated = any("+lr" in level for level in levels)
-        self.calibration = workload.samples[: CALIBRATION_SAMPLES if calibrated else 0]
-        if self.calibration:
-            self._more["calibration"] = [
-                (prompt, workload.prompts[prompt], seed) for prompt, seed in self.calibration
-            ]
-        self.cell_keys = [self._cell_key(rows) for rows in self.rows]
-        self.key = workload.key(
-            **self._more,
-            replicated=self.replicated.tolist(),
-            design=[(run.kind, run.held_out) for run in joint],
-        )
+        self.pipeline, self.jobs, self.workload = pipeline, jobs, jobs.workload
+        self._state_memory, self._residency = state_memory, residency
+        self._bank: LevelBank | None = None
         self.computed = 0
-        low = [sum(level != reference for level in run.plan) for run in joint]
-        if len({run.plan for run in joint}) < len(joint) or min(low, default=2) < 2:
-            raise UsageError(
-                "every joint plan must be given once, and have at least two low steps: the "
-                "reference and all single plans are recorded anyway"
-            )
 
-    def nfe(self) -> dict[str, int]:
-        """Network evaluations spent in all, and those of one loop per run."""
-        samples, replicas = len(self.workload.samples), len(self.replicated)
-        per_step = np.array([self.pipeline.nfe(step) for step in range(self.workload.steps)])
-        tree, again = nodes_per_step(self.runs), nodes_per_step(self.singles or [self.reference])
-        calibration = len(self.calibration)
-        spent = (np.array(tree) + 1) * samples + np.array(again) * replicas + calibration
-        plain = (len(self.runs) + 1) * samples + len(self.singles) * replicas + calibration
-        return {"spent": int(spent @ per_step), "plain_loop": int(plain * per_step.sum())}
-
-    def _cell_key(self, rows: NDArray[np.int64]) -> str:
-        chosen = {
-            "replicated": np.isin(rows, self.replicated).tolist(),
-            "pictured": np.isin(rows, self.pictured).tolist(),
-        }
-        return self.workload.cell_key(
-            [self.workload.samples[i] for i in rows], **self._more, **chosen
-        )
-
-    def run(self, store: CellStore) -> list[dict[str, NDArray[Any]]]:
-        """All chunks, from the store where they are there."""
-        total = self.nfe()["spent"]
-        chunks: list[dict[str, NDArray[Any]]] = []
+    def run(self, store: CellStore) -> list[ChunkRuns]:
+        """All runs, chunk by chunk."""
+        chunks, failures = [], dict[str, None]()
+        total = self.jobs.nfe(self.pipeline)["spent"]
         with tqdm(
             total=total, desc="recording", unit="NFE", unit_scale=True, smoothing=0.05
         ) as bar:
+            for jobs in self.jobs.chunks:
+                runs: ChunkRuns = {}
+                for job in jobs:
+                    cells = self._cells(job, store, bar)
+                    failed = [cell[_FAILED] for cell in cells if _FAILED in cell]
+                    failures.update(dict.fromkeys(text.tobytes().decode() for text in failed))
+                    runs[job.purpose] = cells
+                    if _FAILED in cells[0]:
+                        break  # without the chunk's reference there is nothing to compare with
+                chunks.append(runs)
+            if self._bank is None:
+                bar.update(self.jobs.calibration_nfe(self.pipeline))
+        if failures:
+            raise NonFiniteLatentsError("; ".join(failures))
+        return chunks
+
+    def _cells(self, job: Job, store: CellStore, bar: tqdm[Any]) -> list[Cell]:
+        """The cells of a job, from the store where they are there; the reference's alone where it
+        failed.
+        """
+        found = {i: cell for i, key in enumerate(job.keys) if (cell := store.get(key)) is not None}
+        missing = [i for i in range(len(job.keys)) if i not in found]
+        left = job.nfe(self.pipeline, [job.plans[i] for i in missing])
+        bar.update(job.nfe(self.pipeline, job.plans) - left)
+        if missing and _FAILED not in found.get(0, {}):
 
             def advance(nfe: int) -> None:
                 self.computed += nfe
                 bar.update(nfe)
 
-            bank, conditioning, failures = None, None, list[str]()
-            for rows, key in zip(self.rows, self.cell_keys, strict=True):
-                chunk = store.get(key)
-                if chunk is None:
-                    if bank is None or conditioning is None:
-                        conditioning = self._encode()
-                        bank = self._bank(conditioning, advance)
-                    try:
-                        chunk = self._chunk(rows, bank, conditioning[rows.tolist()], advance)
-                    except NonFiniteLatentsError as error:
-                        named = (self.workload.samples[i] for i in rows)
-                        among = ", ".join(f"{prompt} seed {seed}" for prompt, seed in named)
-                        text = f"{error} (among {among})"
-                        chunk = {_FAILED: np.frombuffer(text.encode(), dtype=np.uint8)}
-                    store.put(key, chunk)
-                else:
-                    bar.update(math.ceil(total * len(rows) / len(self.workload.samples)))
-                if _FAILED in chunk:
-                    failures.append(chunk[_FAILED].tobytes().decode())
-                chunks.append(chunk)
-        if failures:
-            raise NonFiniteLatentsError("; ".join(failures))
-        return chunks
+            for i, cell in self._computed(job, missing, found.get(0), advance):
+                store.put(job.keys[i], cell)
+                found[i] = cell
+                if i == 0 and _FAILED in cell:
+                    break
+        return [found[i] for i in sorted(found)]
 
-    def _bank(self, conditioning: Conditioning, on_nfe: Callable[[int], None]) -> LevelBank:
-        """All levels; those that need it calibrated by the reference's run of some samples."""
-        count, pipeline = len(self.calibration), self.pipeline
+    def _computed(
+        self,
+        job: Job,
+        missing: Sequence[int],
+        reference: Cell | None,
+        advance: Callable[[int], None],
+    ) -> Iterator[tuple[int, Cell]]:
+        """Missing cells of a job by index, each when its run is done."""
+        measure = None
+        for k, run in self._engine(job, advance).each([job.plans[i] for i in missing]):
+            i = missing[k]
+            if isinstance(run, NonFiniteLatentsError):
+                named = (self.workload.samples[row] for row in job.rows)
+                among = ", ".join(f"{prompt} seed {seed}" for prompt, seed in named)
+                yield i, {_FAILED: np.frombuffer(f"{run} (among {among})".encode(), dtype=np.uint8)}
+                continue
+            cell = {"final": run[-1]}
+            if job.purpose == "run":
+                if measure is None:
+                    final = run[-1] if reference is None else torch.from_numpy(reference["final"])
+                    measure = _Measure(self.pipeline, final)
+                images = measure.reference_images
+                if i:
+                    cell["metrics"], images = measure(run[-1])
+                pictured = [j for j, row in enumerate(job.rows) if row in self.jobs.pictured]
+                cell["pictures"] = _as_bytes(images[pictured])
+                if job.plans[i] in self.jobs.captured:
+                    cell["along"] = run
+            yield i, {name: value.numpy() for name, value in cell.items()}
 
-        def calibrate() -> None:
-            noise = initial_noise(self.calibration, pipeline.latent_shape)
-            state, rows = pipeline.initial_state(noise), conditioning[list(range(count))]
-            for step in range(pipeline.steps):
-                state = pipeline.step(state, step, pipeline.denoiser, rows)
-                on_nfe(count * pipeline.nfe(step))
-
-        return LevelBank(
-            pipeline.denoiser, self.levels, pipeline.quantized, calibrate, self.residency
+    def _engine(self, job: Job, advance: Callable[[int], None]) -> PrefixEngine:
+        rows = list(job.rows)
+        samples = [self.workload.samples[row] for row in rows]
+        jitter = _jitter(samples, self.jobs.levels[0]) if job.purpose == "replicate" else None
+        return PrefixEngine(
+            self.pipeline,
+            self._levels(advance),
+            self._conditioning[rows],
+            initial_noise(samples, self.pipeline.latent_shape),
+            max_batch=job.batch,
+            state_memory=self._state_memory,
+            perturb=jitter,
+            on_nfe=advance,
         )
 
-    def clear(self, folder: Path, store: Path | None) -> None:
-        """Remove what a whole recording needs no more. Another process at the same work goes on: it
-        has what it needs in memory.
-        """
-        if store is None:
-            CellStore(folder / "cells").discard(self.cell_keys)
-        clear_leftovers(folder)
+    def _levels(self, advance: Callable[[int], None]) -> LevelBank:
+        """All levels, made when the first of them is needed."""
+        pipeline, samples = self.pipeline, self.jobs.calibration
 
-    def noise_digest(self) -> str:
-        """sha256 of the initial noise of all samples."""
-        noise = initial_noise(self.workload.samples, self.pipeline.latent_shape)
-        return hashlib.sha256(noise.numpy().tobytes()).hexdigest()
+        def calibrate() -> None:
+            for start in range(0, len(samples), self.workload.max_batch):
+                rows = list(range(start, min(start + self.workload.max_batch, len(samples))))
+                noise = initial_noise([samples[row] for row in rows], pipeline.latent_shape)
+                state = pipeline.initial_state(noise)
+                for step in range(pipeline.steps):
+                    conditioning = self._conditioning[rows]
+                    state = pipeline.step(state, step, pipeline.denoiser, conditioning)
+                    advance(len(rows) * pipeline.nfe(step))
 
-    def _encode(self) -> Conditioning:
+        if self._bank is None:
+            self._bank = LevelBank(
+                pipeline.denoiser, self.jobs.levels, pipeline.quantized, calibrate, self._residency
+            )
+        return self._bank
+
+    @cached_property
+    def _conditioning(self) -> Conditioning:
         """Conditioning of every sample; each prompt is encoded alone, so that its numbers do not
         depend on the others.
         """
-        texts = list(self.workload.prompts.values())
-        encoded = [self.pipeline.encode([text]) for text in texts]
+        encoded = [self.pipeline.encode([text]) for text in self.workload.prompts.values()]
         each = [c for c in encoded for _ in self.workload.seeds]
         return Conditioning(
             {k: torch.cat([c.positive[k] for c in each]) for k in each[0].positive},
             {k: torch.cat([c.negative[k] for c in each]) for k in each[0].negative},
         )
 
-    def _chunk(
-        self,
-        rows: NDArray[np.int64],
-        bank: LevelBank,
-        conditioning: Conditioning,
-        on_nfe: Callable[[int], None],
-    ) -> dict[str, NDArray[Any]]:
-        samples = [self.workload.samples[i] for i in rows]
-        noise = initial_noise(samples, self.pipeline.latent_shape)
 
-        def engine(mine: list[int], **options: Any) -> PrefixEngine:
-            limits = {
-                "max_batch": self.workload.max_batch,
-                "state_memory": self.workload.state_memory,
-            }
-            return PrefixEngine(
-                self.pipeline,
-                bank,
-                conditioning[mine],
-                noise[mine],
-                on_nfe=on_nfe,
-                **{**limits, **options},
-            )
+class _Measure:
+    """Metrics of runs against the reference's final latents (n, c, h, w)."""
 
-        everyone = list(range(len(rows)))
-        others = self.runs[len(self.captured) :]
-        along, finals = engine(everyone).trajectories(self.captured, others)
-        # one by one: the last bits move as they would in anybody's rerun at another batch size
-        other = 1 if self.workload.max_batch > 1 else 2
-        again = engine(everyone, max_batch=other).evaluate([self.reference])
-        replicated = [i for i in everyone if rows[i] in self.replicated]
-        chunk = {
-            "finals": finals,
-            "along": along,
-            "floor": LATENT_METRICS["latent_rmse"](again[0], finals[0]),
-        }
-        if replicated and self.singles:
-            keys = [samples[i] for i in replicated]
-            jittered = engine(replicated, perturb=_jitter(keys, self.levels[0]))
-            chunk["replicates"] = jittered.evaluate(self.singles)
-        chunk["metrics"], pictures = self._measure(finals)
-        chunk["pictures"] = pictures[:, [i for i in everyone if rows[i] in self.pictured]]
-        return {name: value.numpy() for name, value in chunk.items()}
+    def __init__(self, pipeline: StepwisePipeline, reference: Tensor) -> None:
+        self._pipeline, self._reference = pipeline, reference
+        self.reference_images = self._images(reference)
 
-    def _measure(self, finals: Tensor) -> tuple[Tensor, Tensor]:
-        """Metric values (runs, metrics, c) float64 against run 0, and 8-bit images
-        (runs, c, H, W, 3).
-        """
-        device = next(self.pipeline.denoiser.parameters())
-        values, pictures = [], []
-        reference = images = self.pipeline.decode(finals[0].to(device)).cpu()
-        for i, final in enumerate(finals):
-            if i:
-                images = self.pipeline.decode(final.to(device)).cpu()
-            latent = [metric(final, finals[0]) for metric in LATENT_METRICS.values()]
-            image = [metric(images, reference) for metric in IMAGE_METRICS.values()]
-            values.append(torch.stack(latent + image).double())
-            pictures.append((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1))
-        return torch.stack(values), torch.stack(pictures)
+    def __call__(self, final: Tensor) -> tuple[Tensor, Tensor]:
+        """Values (metrics, n) float64, and images (n, 3, H, W)."""
+        images = self._images(final)
+        latent = [metric(final, self._reference) for metric in LATENT_METRICS.values()]
+        image = [metric(images, self.reference_images) for metric in IMAGE_METRICS.values()]
+        return torch.stack(latent + image).double(), images
 
-    def assemble(
-        self,
-        chunks: Sequence[dict[str, NDArray[Any]]],
-        manifest: dict[str, Any],
-        title: str,
-        dataset: str,
-    ) -> Recording:
-        """The recording of all chunks."""
-        finals = np.concatenate([c["finals"] for c in chunks], axis=1)
-        finals = finals.reshape(*finals.shape[:2], -1)
-        along = np.concatenate([c["along"] for c in chunks], axis=2)
-        along = along.reshape(*along.shape[:3], -1)
-        reference, cells = finals[0], (len(self.levels) - 1, self.workload.steps)
-        paths = None
-        if len(along) > 1:
-            paths = (along[1:] - along[0]).reshape(*cells, *along.shape[1:])
-        replicates = None
-        if parts := [c["replicates"] for c in chunks if "replicates" in c]:
-            joined = np.concatenate(parts, axis=1)
-            joined = joined.reshape(*joined.shape[:2], -1) - reference[self.replicated]
-            replicates = joined.reshape(*cells, *joined.shape[1:])
-        pictures = np.concatenate([c["pictures"] for c in chunks], axis=1)
-        singles = 1 + len(self.singles)
-        deviations = finals[1:singles] - reference
-        return Recording(
-            levels=self.levels,
-            steps=self.workload.steps,
-            samples=self.workload.samples,
-            prompts=self.workload.prompts,
-            reference=reference,
-            singles=deviations.reshape(*cells, *deviations.shape[1:]),
-            replicates=replicates,
-            replicate_rows=self.replicated,
-            plans=tuple(run.plan for run in self.joint),
-            kinds=tuple(run.kind for run in self.joint),
-            held_out=np.array([run.held_out for run in self.joint], dtype=np.bool_),
-            joint=finals[singles:] - reference,
-            floor=np.concatenate([c["floor"] for c in chunks]).astype(np.float32),
-            table=self._table(
-                np.concatenate([c["metrics"] for c in chunks], axis=2), title, dataset
-            ),
-            pictures={
-                "reference" if i == 0 else str(plan): pictures[i]
-                for i, plan in enumerate(self.runs)
-            },
-            picture_rows=self.pictured,
-            manifest=manifest,
-            reference_path=along[0],
-            single_paths=paths,
-        )
+    def _images(self, latents: Tensor) -> Tensor:
+        device = next(self._pipeline.denoiser.parameters()).device
+        return self._pipeline.decode(latents.to(device)).cpu()
 
-    def _table(self, metrics: NDArray[np.float64], title: str, dataset: str) -> pd.DataFrame:
-        """One row per (run, metric, sample), runs other than the reference."""
-        runs, kinds = self.runs[1:], ["single"] * len(self.singles) + ["joint"] * len(self.joint)
-        samples = self.workload.samples
-        per_run = len(_METRICS) * len(samples)
-        return pd.DataFrame(
-            {
-                "model": title,
-                "dataset": dataset,
-                "plan": np.repeat([str(plan) for plan in runs], per_run),
-                "kind": np.repeat(kinds, per_run),
-                "prompt_id": np.tile([p for p, _ in samples], len(runs) * len(_METRICS)),
-                "seed": np.tile([s for _, s in samples], len(runs) * len(_METRICS)),
-                "metric": np.tile(np.repeat(_METRICS, len(samples)), len(runs)),
-                "value": metrics[1:].ravel(),
-            }
-        )
+
+def _as_bytes(images: Tensor) -> Tensor:
+    """8-bit images (n, H, W, 3)."""
+    return (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def _jitter(

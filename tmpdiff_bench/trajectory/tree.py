@@ -75,26 +75,24 @@ def nodes_per_step(plans: Sequence[PrecisionPlan]) -> list[int]:
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """The part of a tree that has to be computed to get the nodes `wanted`: `children` of each node
-    that something is computed from, and `starts`, those of them whose states are at hand.
+    """The part of a tree that has to be computed to get some leaves: `children` of each node that
+    something is computed from, and `starts`, those of them whose states are at hand.
     """
 
     steps: int
-    wanted: frozenset[Node]
     children: dict[Node, list[Node]]
     starts: list[Node]
     _widths: dict[Node, list[int]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, wanted: Iterable[Node], at_hand: Container[Node], steps: int) -> Work:
-        """What leads from the nodes at hand (the root among them) to those wanted."""
-        targets = list(wanted)
+    def of(cls, leaves: Iterable[Node], at_hand: Container[Node], steps: int) -> Work:
+        """What leads from the nodes at hand (the root among them) to leaves."""
         starts: dict[Node, None] = {}
         children: dict[Node, list[Node]] = {}
-        for target in targets:
-            for node in target.path():
+        for leaf in leaves:
+            for node in leaf.path():
                 if node in at_hand:
-                    if node is not target:
+                    if node is not leaf:
                         starts[node] = None
                     break
                 assert node.parent is not None, "the root is at hand"
@@ -102,7 +100,14 @@ class Work:
                 if node in siblings:
                     break
                 siblings.append(node)
-        return cls(steps, frozenset(targets), children, list(starts))
+        return cls(steps, children, list(starts))
+
+    def leaves(self, node: Node) -> Iterator[Node]:
+        """The nodes below, or the node itself, from which nothing is computed."""
+        if node not in self.children:
+            yield node
+        for child in self.children.get(node, ()):
+            yield from self.leaves(child)
 
     def widths(self, node: Node) -> list[int]:
         """Number of the node's descendants to compute, itself counted, from its depth on."""

@@ -16,7 +16,7 @@ import transformers
 from tmpdiff_bench import __version__
 from tmpdiff_bench.store import digest
 
-ALGORITHM_VERSION = 2  # raised whenever the engine or the design of a recording changes a number
+ALGORITHM_VERSION = 3  # raised whenever the engine or the design of a recording changes a number
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Workload:
     """Model, sampler, samples and numerical settings of a recording.
 
     `prompts` maps prompt ids to texts; every prompt runs with every seed. `sampler` is the
-    scheduler's class and settings; `max_batch`, `state_memory` (bytes) and `chunk` fix how samples
-    are batched, which changes last bits.
+    scheduler's class and settings. `max_batch` samples at a time go through the network, one run
+    after the other: batching changes last bits.
     """
 
     model: str
@@ -39,8 +39,6 @@ class Workload:
     seeds: tuple[int, ...]
     dtype: str
     max_batch: int
-    state_memory: int
-    chunk: int
 
     @property
     def samples(self) -> tuple[tuple[str, int], ...]:

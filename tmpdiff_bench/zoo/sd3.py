@@ -41,14 +41,15 @@ PROMPT_DROPOUT = 0.1
 _TRAINED = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 GRID, PATCH = 8, 2  # tokens a side, latent pixels a token's side
 # Of the noise levels, in training as in sampling (Esser et al. 2024, eq. 23), and with uniform
-# times: where objects lie is settled above 0.93, where logit-normal levels hardly ever fall.
+# times: logit-normal levels are above 0.93 once in 200 draws, and layout is settled early.
 SHIFT = 3.0
 # `StableDiffusion3Pipeline.__call__` pads T5 to 256 tokens unless told otherwise; a share of the
 # batches sees that padding, so that the model also works for a caller who does not know ours.
 PIPELINE_T5_LENGTH = 256
 LONG_SHARE = 0.03
-# The first iterations see only single objects with their places: on all captions from the start,
-# the text encoders learn to map all places alike, and never recover (measured after 7,000).
+# The first iterations see only single objects with their places. Text encoders that were trained on
+# all captions from the start told places apart by 4 % (colours by 50 %), and 400 iterations on
+# such captions did not change that; fresh ones placed 9 of 9 after 250.
 PLACED_ITERATIONS = 500
 
 
