@@ -32,7 +32,7 @@ ROW_SCALED = {"fp8": E4M3, "fp8_e5m2": E5M2}
 
 
 @dataclass(frozen=True)
-class _Bits:
+class Bits:
     """How a dtype that we compute in is laid out."""
 
     integer: torch.dtype
@@ -40,7 +40,7 @@ class _Bits:
     bias: int
 
 
-_LAYOUT = {torch.float32: _Bits(torch.int32, 23, 127), torch.float64: _Bits(torch.int64, 52, 1023)}
+LAYOUT = {torch.float32: Bits(torch.int32, 23, 127), torch.float64: Bits(torch.int64, 52, 1023)}
 
 
 def round_minifloat_(x: Tensor, kind: Minifloat) -> Tensor:
@@ -49,21 +49,25 @@ def round_minifloat_(x: Tensor, kind: Minifloat) -> Tensor:
     |x| may exceed the format's largest number by less than its rounding takes back. The sign of
     zero is lost.
     """
-    bits = _LAYOUT[x.dtype]
-    # 2^e, where e is the exponent of x, at least that of the smallest normal number
-    power = x.view(bits.integer).bitwise_and(_exponent_mask(bits))
-    power.clamp_(min=(kind.least_exponent + bits.bias) << bits.mantissa)
-    # 1.5 x 2^(e + ours - theirs): adding it pushes out the bits of the mantissa that are too many,
-    # and the processor rounds them as it rounds all sums, to nearest with ties to even
-    surplus = bits.mantissa - kind.mantissa
-    anchor = power.add_((surplus << bits.mantissa) + (1 << (bits.mantissa - 1))).view(x.dtype)
-    return x.add_(anchor).sub_(anchor)
+    bits = LAYOUT[x.dtype]
+    power = exponents(x).clamp_(min=(kind.least_exponent + bits.bias) << bits.mantissa)
+    return round_at(x, power.view(x.dtype), kind, out=x)
 
 
-def power_of_two(x: Tensor) -> Tensor:
-    """The largest power of two that is at most x, for x > 0; 0 for subnormal x."""
-    bits = _LAYOUT[x.dtype]
-    return x.view(bits.integer).bitwise_and(_exponent_mask(bits)).view(x.dtype)
+def round_at(x: Tensor, power: Tensor, kind: Minifloat, out: Tensor | None = None) -> Tensor:
+    """`x` rounded to the mantissa of `kind`, where the leading bit of each element is `power`, 2^e:
+    to nearest, ties to even.
+    """
+    # adding 1.5 x 2^(e + ours - theirs) pushes out the bits of the mantissa that are too many, and
+    # the processor rounds them as it rounds all sums; the anchor itself needs no pass over memory
+    anchor = 1.5 * 2.0 ** (LAYOUT[x.dtype].mantissa - kind.mantissa)
+    return torch.add(x, power, alpha=anchor, out=out).sub_(power, alpha=anchor)
+
+
+def exponents(x: Tensor) -> Tensor:
+    """The bits of 2^e, as integers, where e is the exponent of x; 0 for zero and subnormals."""
+    bits = LAYOUT[x.dtype]
+    return x.view(bits.integer).bitwise_and((2 * bits.bias + 1) << bits.mantissa)
 
 
 def round_scaled(x: Tensor, kind: Minifloat, axis: int = -1) -> Tensor:
@@ -71,7 +75,3 @@ def round_scaled(x: Tensor, kind: Minifloat, axis: int = -1) -> Tensor:
     scale = largest(x, axis).div_(kind.largest)
     scale.masked_fill_(scale == 0, 1)  # a row of zeros, or of numbers too small to be divided
     return round_minifloat_(x / scale, kind).mul_(scale)
-
-
-def _exponent_mask(bits: _Bits) -> int:
-    return (2 * bits.bias + 1) << bits.mantissa
