@@ -28,3 +28,4 @@ def reproduce(session: nox.Session) -> None:
     session.run(*command, "--out", "reports/additivity-sd3", *session.posargs, env=OFFLINE)
     session.run("python", "analysis/predictors.py", env=OFFLINE)
     session.run("python", "analysis/prefix_tree.py", env=OFFLINE)
+    session.run("python", "analysis/levels.py", env=OFFLINE)
