@@ -26,13 +26,13 @@ from tmpdiff_bench.pipelines import StepwisePipeline, load_model
 from tmpdiff_bench.zoo.prompts import mixed_prompts
 
 STEPS, GUIDANCE = 20, 4.0
-# as levels use them: 4-bit weights in groups, nvfp4's outer scale over the whole weight
 FORMS = [form for form in FORMATS if form != "fp32"]
 
 
-def weight_options(form: str) -> dict[str, int | bool]:
-    """How levels round weights, where it is not how they round inputs."""
-    return {"int4": {"group": 64}, "nvfp4": {"whole": True}}.get(form, {})
+def rounded_weight(weight: Tensor, form: str) -> Tensor:
+    """A weight (out, in) as levels round it."""
+    group = 64 if form == "int4" else None
+    return quantize_dequantize(weight, form, group=group, whole=form == "nvfp4")
 
 
 class Ratio:
@@ -42,12 +42,13 @@ class Ratio:
         self.signal = 0.0
         self.noise = dict.fromkeys(FORMS, 0.0)
 
-    def add(self, x: Tensor, **options: dict[str, int | bool]) -> None:
+    def add(
+        self, x: Tensor, rounding: Callable[[Tensor, str], Tensor] = quantize_dequantize
+    ) -> None:
         """Count `x` (..., features)."""
         self.signal += float(x.double().square().sum())
         for form in FORMS:
-            rounded = quantize_dequantize(x, form, **options.get(form, {}))
-            self.noise[form] += float((rounded - x).double().square().sum())
+            self.noise[form] += float((rounding(x, form) - x).double().square().sum())
 
     def decibels(self) -> dict[str, float]:
         """10 log10 (signal / noise) of each format."""
@@ -76,7 +77,7 @@ def ratios(pipeline: StepwisePipeline, texts: Sequence[str]) -> pd.DataFrame:
         weights = Ratio()
         weight = layer.weight
         assert isinstance(weight, Tensor)
-        weights.add(weight.flatten(1), **{form: weight_options(form) for form in FORMS})
+        weights.add(weight.flatten(1), rounded_weight)
         for what, ratio in (("weight", weights), ("input", inputs[name])):
             rows.append({"layer": name, "rounded": what, **ratio.decibels()})
     return pd.DataFrame(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -133,7 +134,7 @@ def test_bf16_runs_in_bf16(network: nn.Module) -> None:
     assert torch.equal(bank["native:bf16"].get_submodule("0")(x), expected)
 
 
-def settings() -> dict[str, object]:
+def settings() -> dict[str, Any]:
     config = torch._inductor.config
     names = ["coordinate_descent_tuning", "coordinate_descent_check_all_directions"]
     names += ["force_fuse_int_mm_with_mul", "fx_graph_cache"]
@@ -156,7 +157,7 @@ def test_inductor_settings_stay(network: nn.Module) -> None:
     for base in ("mxfp8", "nvfp4"):
         assert not hasattr(torchao_config(Level.parse(f"native:{base}")), "set_inductor_config")
     assert settings() == before
-    with torch._inductor.config.patch():  # restores what follows
+    with torch._inductor.config.patch(before):  # restores what follows
         quantize_(model, Int8DynamicActivationInt8WeightConfig())
         assert settings() != before, "the test would notice"
     assert settings() == before

@@ -92,7 +92,7 @@ class Int8Linear(nn.Module):
         if self.bias is None:
             y.mul_(scale)
         else:
-            torch.addcmul(self.bias.float(), y, scale, out=y)
+            torch.addcmul(self.bias.detach().float(), y, scale, out=y)
         output: Tensor = y.view(*x.shape[:-1], -1).to(x.dtype)
         return output
 
