@@ -30,3 +30,4 @@ def reproduce(session: nox.Session) -> None:
     session.run("python", "analysis/prefix_tree.py", env=OFFLINE)
     session.run("python", "-m", "analysis.every_plan", env=OFFLINE)
     session.run("python", "-m", "analysis.allocators", env=OFFLINE)
+    session.run("python", "analysis/levels.py", env=OFFLINE)

@@ -65,6 +65,7 @@ def test_model_is_recorded_with_the_options_given(
         "joint_plans": 12,
         "max_batch": 16,
         "state_memory": 2**30,
+        "residency": "resident",
         "folder": Path("additivity-sd3/recording"),
     }
 

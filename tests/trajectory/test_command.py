@@ -80,6 +80,26 @@ def test_a_store_serves_other_recordings(
         assert again.read_bytes() == first.read_bytes()
 
 
+def test_residencies_record_the_same_bytes(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--model", "sd3", "--levels", "fp32,w4a4+lr4,mxfp4", "--steps", "2"]
+    options += ["--num-prompts", "5", "--num-seeds", "1"]
+    files = set()
+    for mode in ("resident", "offload", "derive"):
+        out = ["--residency", mode, "--out", str(tmp_path / mode)]
+        assert _status(["record", *options, *out]) == 0
+        assert f"MB ({mode}): reference" in capfd.readouterr().err.splitlines()[0]
+        files.add((tmp_path / mode / "latents.safetensors").read_bytes())
+    assert len(files) == 1
+    manifest = Recording.open(tmp_path / mode).manifest
+    assert len(manifest["level_specs"]["w4a4+lr4"]["calibration"]) == 4
+    # two evaluations each: calibration by 4 samples, runs of 5 (3 first and 5 second steps), the
+    # floor of 5, replicates of 4 (3 and 4)
+    assert manifest["nfe"]["spent"] == 2 * (4 * 2 + 5 * 8 + 5 * 2 + 4 * 7)
+    assert manifest["nfe"]["computed"] == manifest["nfe"]["spent"]
+
+
 def test_damage_is_told(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder, pattern in (("mine", "latents.safetensors"), ("store", "??/*.safetensors")):
         subprocess.run(["cp", "-r", str(made / folder), str(tmp_path)], check=True)

@@ -30,6 +30,7 @@ from tmpdiff_bench.trajectory import (
     record,
     recorder,
 )
+from tmpdiff_bench.trajectory.jobs import Jobs
 
 STEPS = 4
 LEVELS = {"high": lambda x: -x, "low": lambda x: -0.9 * x, "mid": lambda x: -0.97 * x}
@@ -206,6 +207,25 @@ def test_more_plans_and_levels_reuse_what_is_stored(tmp_path: Path) -> None:
     nodes, again = nodes_per_step(_mids(JOINT[1:])), nodes_per_step(_mids([]))
     assert more.manifest["nfe"]["computed"] == 6 * sum(nodes) + 3 * sum(again)
     assert more.manifest["nfe"]["spent"] == alone.manifest["nfe"]["computed"]
+
+
+def test_calibration_is_part_of_the_key_of_low_rank_runs() -> None:
+    """The second chunk has none of the samples that inputs are measured on; its keys tell of them,
+    where a plan uses a level with a low-rank branch, and only there.
+    """
+
+    def keys(**changes: Any) -> dict[str, str]:
+        jobs = Jobs(workload(**changes), ("high", "low+lr4", "mid"), (), "terminal", {})
+        job = jobs.chunks[1][0]
+        assert job.rows == (4, 5)
+        return dict(zip(map(str, job.plans), job.keys, strict=True))
+
+    before = keys()
+    after = keys(prompts={**workload().prompts, "p0": "a blue ring"})
+    assert {plan for plan in before if before[plan] != after[plan]} == {
+        plan for plan in before if "+lr" in plan
+    }
+    assert "mid high*3" in before
 
 
 def _mids(joint: list[JointRun]) -> list[PrecisionPlan]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
+from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.levels.level import NATIVE, Level
 
 _GENERATIONS = {7: "Volta or Turing", 8: "Ampere or Ada", 9: "Hopper", 10: "Blackwell"}
@@ -53,6 +55,15 @@ class Device:
         }
         usable = torch.backends.mkldnn.is_available()
         return cls("cpu", "this CPU", None, frozenset(f for f in found if found[f] and usable))
+
+
+def check_runs(level: Level, denoiser: nn.Module) -> None:
+    """Raise `UsageError`, with the reason, where the denoiser's device can't run the level."""
+    if level.is_plain:
+        return
+    device = Device.of(next(denoiser.parameters()).device)
+    if reason := reason_against(level, device):
+        raise UsageError(f"level {level} can't run on {device.name}: {reason}")
 
 
 def reason_against(level: Level, device: Device) -> str | None:

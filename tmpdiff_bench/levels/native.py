@@ -24,19 +24,17 @@ _CASTS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _MULTIPLE = {"w8a8": 8, "w8a16": 1, "w4a16": 64, "fp8": 16, "mxfp8": 32, "nvfp4": 16}
 
 
-def native_layer(layer: nn.Module, level: Level, shared: Shared, name: str) -> nn.Module:
+def native_layer(
+    layer: nn.Linear | nn.Conv2d, level: Level, shared: Shared, name: str
+) -> nn.Module:
     """The native twin of a linear or convolution layer.
 
     Convolutions have no low-precision kernels here: at bf16 and fp16 they are cast like the rest,
     at all other levels they stay at the reference.
 
     Raises:
-        UsageError: the layer is of another kind, or of a size that the kernels do not take.
+        UsageError: the layer is of a size that the kernels do not take.
     """
-    if not isinstance(layer, nn.Linear | nn.Conv2d):
-        raise UsageError(
-            f"layer {name} is a {type(layer).__name__}: only linear and convolution are"
-        )
     if level.base in _CASTS:
         return Cast(layer, _CASTS[level.base])
     if isinstance(layer, nn.Conv2d):
@@ -78,8 +76,7 @@ class Int8Linear(nn.Module):
     def __init__(self, layer: nn.Linear, inputs: Shared) -> None:
         super().__init__()
         codes, scale = integer_codes(layer.weight.detach().float(), "int8")
-        packed = torch.ops.onednn.qlinear_prepack(codes.to(torch.int8), None)
-        self.register_buffer("packed", packed)
+        self.register_buffer("packed", pack(codes.to(torch.int8)))
         self.register_buffer("scale", scale.flatten())
         self.register_buffer("zero", torch.zeros(len(scale), dtype=torch.int64))
         self.bias = layer.bias
@@ -95,9 +92,20 @@ class Int8Linear(nn.Module):
         if self.bias is None:
             y.mul_(scale)
         else:
-            torch.addcmul(self.bias.float(), y, scale, out=y)
+            torch.addcmul(self.bias.detach().float(), y, scale, out=y)
         output: Tensor = y.view(*x.shape[:-1], -1).to(x.dtype)
         return output
+
+
+def pack(codes: Tensor) -> Tensor:
+    """int8 codes (out, in) in the layout of oneDNN's kernels."""
+    packed: Tensor = torch.ops.onednn.qlinear_prepack(codes, None)
+    return packed
+
+
+def unpack(packed: Tensor) -> Tensor:
+    """The codes (out, in) of a packed weight."""
+    return packed.to_dense().t().contiguous()
 
 
 def int8_inputs(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -79,5 +79,7 @@ class SimulatedConv2d(nn.Module):
 def rounded_weight(weight: Tensor, level: Level) -> nn.Parameter:
     """A weight (out, ...) rounded per output channel, or per group or block of inputs of it."""
     flat = weight.detach().flatten(1)
-    rounded = quantize_dequantize(flat, level.weight or "fp32", group=level.weight_group)
+    form = level.weight or "fp32"
+    whole = form == "nvfp4"  # its outer scale is one number for a weight, as kernels have it
+    rounded = quantize_dequantize(flat, form, group=level.weight_group, whole=whole)
     return nn.Parameter(rounded.view_as(weight), requires_grad=False)

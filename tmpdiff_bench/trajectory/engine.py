@@ -131,7 +131,7 @@ class PrefixEngine:
         if steps != self.pipeline.steps:
             raise UsageError(f"plans have {steps} steps, the pipeline has {self.pipeline.steps}")
         for level in dict.fromkeys(level for plan in plans for level in plan):
-            self.bank[level]
+            self.bank.check(level)
         per_plan = sum(self.pipeline.nfe(step) for step in range(steps))
         self.plain_nfe += len(plans) * per_plan * self._samples
         return [grow(self._tree, plan) for plan in plans]

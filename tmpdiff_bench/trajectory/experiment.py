@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -10,8 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.levels import Level
+from tmpdiff_bench.errors import UsageError, unknown
+from tmpdiff_bench.levels import RESIDENCIES, Level, LevelBank
 from tmpdiff_bench.pipelines import EMBEDDED, load_model
 from tmpdiff_bench.store import digest
 from tmpdiff_bench.trajectory.jobs import JointRun
@@ -40,24 +41,30 @@ def record_model(
     capture: str = "terminal",
     prompts: Path | None = None,
     store: Path | None = None,
+    residency: str = "resident",
 ) -> Recording:
     """Record (or go on with, or reuse) the single runs of a model and `joint` runs in `folder`.
 
     `levels[0]` is the reference. `seed` is the first of `num_seeds` noise seeds. Without a
     file `prompts`, calibration prompts of the three Scenes sets are used in turn; the first
     `num_prompts` are taken, or all of a file. `joint` is called after all other values
-    have been checked. `capture`, `store` and `state_memory` as in `record`.
+    have been checked. `capture`, `store`, `state_memory` and `residency` as in `record`. What the
+    levels' weights will take is printed on stderr.
 
     Raises:
         UsageError: a value that can't be used, with the way out.
     """
     _check(levels, steps, num_seeds, guidance)
+    if residency not in RESIDENCIES:
+        raise unknown("residency", residency, RESIDENCIES)
     chosen = _prompts(prompts, num_prompts)
     loaded = load_model(model, weights=weights, revision=revision, device=device)
     pipeline = loaded.stepwise(steps=steps, guidance=guidance)
     texts = dict(zip(chosen["prompt_id"], chosen["text"], strict=True))
     if cut := pipeline.truncated(list(texts.values())):
         warnings.warn(f"{len(cut)} prompts are longer than the tokenizer takes", stacklevel=2)
+    takes = LevelBank.memory(pipeline.denoiser, levels, pipeline.quantized, residency)
+    print(takes, file=sys.stderr)
     scheduler = loaded.pipeline.scheduler
     workload = Workload(
         model=model,
@@ -84,6 +91,7 @@ def record_model(
         capture=capture,
         store=store,
         state_memory=state_memory,
+        residency=residency,
         level_specs={name: asdict(Level.parse(name)) for name in levels},
         about={
             "prompts_digest": digest(texts),

@@ -15,6 +15,7 @@ from tmpdiff_bench.trajectory.workload import Workload
 
 REPLICATED_SAMPLES = 4
 PICTURED_SAMPLES = 4
+CALIBRATION_SAMPLES = 4
 # relative size of the jitter that makes a replicate: a few float32 ulps, as another batch would
 REPLICATE_JITTER = 1e-6
 CAPTURES = ("terminal", "trajectory")
@@ -58,7 +59,8 @@ class Job:
 class Jobs:
     """All jobs of a recording: chunks of `workload.max_batch` samples, several jobs each.
 
-    `specs` describes levels by name: what a level does is part of the keys of runs that use it.
+    `specs` describes levels by name: what a level does is part of the keys of runs that use it. If
+    it has a low-rank branch, so are the `calibration` samples, on which its inputs were measured.
 
     Raises:
         UsageError: there is no low level, a joint plan is given twice or has fewer than two low
@@ -98,9 +100,17 @@ class Jobs:
         self.pictured = np.arange(0, samples, every)[:PICTURED_SAMPLES]
         captured = capture == "trajectory"
         self.captured = frozenset((self.reference, *(self.singles if captured else ())))
-        self._specs = specs
+        low_rank = {level for level in levels if "+lr" in level}
+        self.calibration = workload.samples[: CALIBRATION_SAMPLES if low_rank else 0]
+        texts = [(prompt, workload.prompts[prompt], seed) for prompt, seed in self.calibration]
+        self.specs: dict[str, Any] = {
+            level: {**specs.get(level, {}), "calibration": texts}
+            if level in low_rank
+            else specs.get(level)
+            for level in levels
+        }
         self.key = workload.key(
-            levels=[[level, specs.get(level)] for level in levels],
+            levels=[[level, self.specs[level]] for level in levels],
             runs=[str(plan) for plan in self.runs],
             capture=capture,
             jitter=REPLICATE_JITTER,
@@ -139,7 +149,7 @@ class Jobs:
             "batch": batch,
             "plan": str(plan),
             "reference": self.levels[0],
-            "levels": {level: self._specs.get(level) for level in {*plan, self.levels[0]}},
+            "levels": {level: self.specs.get(level) for level in {*plan, self.levels[0]}},
         }
         if purpose == "run":
             more["captured"] = plan in self.captured
@@ -157,7 +167,14 @@ class Jobs:
         """Network evaluations spent on all, and those of one loop per run."""
         every = [job for chunk in self.chunks for job in chunk]
         loop = sum(pipeline.nfe(step) for step in range(self.workload.steps))
+        calibration = self.calibration_nfe(pipeline)
+        runs = sum(len(job.plans) * len(job.rows) for job in every)
         return {
-            "spent": sum(job.nfe(pipeline, job.plans) for job in every),
-            "plain_loop": sum(len(job.plans) * len(job.rows) for job in every) * loop,
+            "spent": sum(job.nfe(pipeline, job.plans) for job in every) + calibration,
+            "plain_loop": runs * loop + calibration,
         }
+
+    def calibration_nfe(self, pipeline: StepwisePipeline) -> int:
+        """Network evaluations that calibration takes: one run of the denoiser as it is."""
+        loop = sum(pipeline.nfe(step) for step in range(self.workload.steps))
+        return loop * len(self.calibration)

@@ -35,6 +35,12 @@ EXPERIMENT: dict[str, Option] = {
     "--seed": (seed, 0, "first noise seed, also that of the choice of joint plans"),
     "--device": (str, "cpu", "where the model runs, such as cpu or cuda"),
     "--max-batch": (positive_int, 16, "samples in one pass of the network, at most"),
+    "--residency": (
+        str,
+        "resident",
+        "weights of levels not in use: resident in memory, offload (to the CPU, or to files), or "
+        "derive (rounded again at every switch)",
+    ),
     "--state-memory": (positive_int, 1024, "MiB of intermediate latents held, at most"),
 }
 

@@ -47,6 +47,7 @@ def record(
     capture: str = "terminal",
     store: Path | None = None,
     state_memory: int = STATE_MEMORY,
+    residency: str = "resident",
     level_specs: Mapping[str, Any] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Recording:
@@ -57,7 +58,8 @@ def record(
     latents of the reference at every step and the final ones of all other runs; "trajectory" those
     of single runs at every step as well. Finished runs are kept in `store`, where other recordings
     find them; without one, in `folder` until it is whole. `state_memory` bounds the bytes of
-    intermediate states. `about` is added to the manifest.
+    intermediate states. `residency` as in `LevelBank`. Levels with a low-rank branch are calibrated
+    by a run of the denoiser, as it is, of the first samples. `about` is added to the manifest.
 
     Raises:
         UsageError: `folder` or `store` is a file, `folder` holds another workload's recording, a
@@ -68,8 +70,7 @@ def record(
     for path in filter(None, (folder, store)):
         if path.exists() and not path.is_dir():
             raise UsageError(f"{path} is a file: name a folder")
-    specs = dict(level_specs or {})
-    jobs = Jobs(workload, tuple(levels), tuple(joint), capture, specs)
+    jobs = Jobs(workload, tuple(levels), tuple(joint), capture, level_specs or {})
     if (folder / "manifest.json").exists():
         found = Recording.open(folder)
         if found.manifest.get("key") != jobs.key:
@@ -79,7 +80,7 @@ def record(
         _clear(jobs, folder, store)
         return found
     started = time.perf_counter()
-    recorder = _Recorder(pipeline, jobs, state_memory)
+    recorder = _Recorder(pipeline, jobs, state_memory, residency)
     chunks = recorder.run(CellStore(store or folder / "cells"))
     noise = initial_noise(workload.samples, pipeline.latent_shape)
     manifest: dict[str, Any] = {
@@ -87,7 +88,7 @@ def record(
         "title": title,
         "dataset": dataset,
         "workload": {**vars(workload), "seeds": list(workload.seeds)},
-        "level_specs": specs,
+        "level_specs": {level: spec for level, spec in jobs.specs.items() if spec is not None},
         "environment": environment(device),
         "capture": capture,
         "noise_digest": hashlib.sha256(noise.numpy().tobytes()).hexdigest(),
@@ -113,9 +114,12 @@ def _clear(jobs: Jobs, folder: Path, store: Path | None) -> None:
 class _Recorder:
     """Runs what is not in the store."""
 
-    def __init__(self, pipeline: StepwisePipeline, jobs: Jobs, state_memory: int) -> None:
-        self.pipeline, self.jobs, self._state_memory = pipeline, jobs, state_memory
-        self.workload = jobs.workload
+    def __init__(
+        self, pipeline: StepwisePipeline, jobs: Jobs, state_memory: int, residency: str
+    ) -> None:
+        self.pipeline, self.jobs, self.workload = pipeline, jobs, jobs.workload
+        self._state_memory, self._residency = state_memory, residency
+        self._bank: LevelBank | None = None
         self.computed = 0
 
     def run(self, store: CellStore) -> list[ChunkRuns]:
@@ -135,6 +139,8 @@ class _Recorder:
                     if _FAILED in cells[0]:
                         break  # without the chunk's reference there is nothing to compare with
                 chunks.append(runs)
+            if self._bank is None:
+                bar.update(self.jobs.calibration_nfe(self.pipeline))
         if failures:
             raise NonFiniteLatentsError("; ".join(failures))
         return chunks
@@ -196,7 +202,7 @@ class _Recorder:
         jitter = _jitter(samples, self.jobs.levels[0]) if job.purpose == "replicate" else None
         return PrefixEngine(
             self.pipeline,
-            self._bank,
+            self._levels(advance),
             self._conditioning[rows],
             initial_noise(samples, self.pipeline.latent_shape),
             max_batch=job.batch,
@@ -205,9 +211,25 @@ class _Recorder:
             on_nfe=advance,
         )
 
-    @cached_property
-    def _bank(self) -> LevelBank:
-        return LevelBank(self.pipeline.denoiser, self.jobs.levels, self.pipeline.quantized)
+    def _levels(self, advance: Callable[[int], None]) -> LevelBank:
+        """All levels, made when the first of them is needed."""
+        pipeline, samples = self.pipeline, self.jobs.calibration
+
+        def calibrate() -> None:
+            for start in range(0, len(samples), self.workload.max_batch):
+                rows = list(range(start, min(start + self.workload.max_batch, len(samples))))
+                noise = initial_noise([samples[row] for row in rows], pipeline.latent_shape)
+                state = pipeline.initial_state(noise)
+                for step in range(pipeline.steps):
+                    conditioning = self._conditioning[rows]
+                    state = pipeline.step(state, step, pipeline.denoiser, conditioning)
+                    advance(len(rows) * pipeline.nfe(step))
+
+        if self._bank is None:
+            self._bank = LevelBank(
+                pipeline.denoiser, self.jobs.levels, pipeline.quantized, calibrate, self._residency
+            )
+        return self._bank
 
     @cached_property
     def _conditioning(self) -> Conditioning:

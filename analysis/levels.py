@@ -1,0 +1,116 @@
+"""Table: signal-to-quantization-noise ratio in dB of every format, by layer of the embedded sd3.
+
+    python analysis/levels.py [--samples 8] [--out reports]
+
+Weights, and inputs of the layers in a run of the reference over 20 steps, are rounded as the
+simulated levels round them. Writes `levels.csv` (all layers), and `levels.md` and `levels.tex`
+(formats by kind of layer, medians over blocks), and prints the latter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from tmpdiff_bench.commands import ArgumentParser, positive_int, run
+from tmpdiff_bench.levels import FORMATS, quantize_dequantize
+from tmpdiff_bench.noise import initial_noise
+from tmpdiff_bench.pipelines import StepwisePipeline, load_model
+from tmpdiff_bench.zoo.prompts import mixed_prompts
+
+STEPS, GUIDANCE = 20, 4.0
+FORMS = [form for form in FORMATS if form != "fp32"]
+
+
+def rounded_weight(weight: Tensor, form: str) -> Tensor:
+    """A weight (out, in) as levels round it."""
+    group = 64 if form == "int4" else None
+    return quantize_dequantize(weight, form, group=group, whole=form == "nvfp4")
+
+
+class Ratio:
+    """Signal and noise of one layer's inputs, summed over calls, for each format."""
+
+    def __init__(self) -> None:
+        self.signal = 0.0
+        self.noise = dict.fromkeys(FORMS, 0.0)
+
+    def add(
+        self, x: Tensor, rounding: Callable[[Tensor, str], Tensor] = quantize_dequantize
+    ) -> None:
+        """Count `x` (..., features)."""
+        self.signal += float(x.double().square().sum())
+        for form in FORMS:
+            self.noise[form] += float((rounding(x, form) - x).double().square().sum())
+
+    def decibels(self) -> dict[str, float]:
+        """10 log10 (signal / noise) of each format."""
+        noise = torch.tensor(list(self.noise.values()), dtype=torch.float64)
+        return dict(zip(FORMS, (10 * torch.log10(self.signal / noise)).tolist(), strict=True))
+
+
+@torch.no_grad()
+def ratios(pipeline: StepwisePipeline, texts: Sequence[str]) -> pd.DataFrame:
+    """Rows by layer and what is rounded; a column per format."""
+    layers = {name: pipeline.denoiser.get_submodule(name) for name in pipeline.quantized}
+    inputs = {name: Ratio() for name in layers}
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, given: inputs[name].add(given[0])
+
+    hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
+    state = pipeline.initial_state(initial_noise([(t, 0) for t in texts], pipeline.latent_shape))
+    conditioning = pipeline.encode(texts)
+    for step in tqdm(range(pipeline.steps), desc="steps"):
+        state = pipeline.step(state, step, pipeline.denoiser, conditioning)
+    for hook in hooks:
+        hook.remove()
+    rows = []
+    for name, layer in layers.items():
+        weights = Ratio()
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        weights.add(weight.flatten(1), rounded_weight)
+        for what, ratio in (("weight", weights), ("input", inputs[name])):
+            rows.append({"layer": name, "rounded": what, **ratio.decibels()})
+    return pd.DataFrame(rows)
+
+
+def by_kind(layers: pd.DataFrame) -> pd.DataFrame:
+    """Formats by kind of layer: medians over blocks, to a tenth of a dB."""
+    kinds = layers["layer"].map(lambda name: re.sub(r"^\D*\d+\.", "", name))
+    median = layers.assign(kind=kinds).groupby(["rounded", "kind"], sort=False)[FORMS].median()
+    table = median.sort_index(level="rounded", sort_remaining=False, ascending=False)
+    return table.reset_index()
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure, and write the tables."""
+    parser = ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--samples", type=positive_int, default=8)
+    parser.add_argument("--out", type=Path, default=Path("reports"))
+    options = parser.parse_args(argv)
+    pipeline = load_model("sd3").stepwise(steps=STEPS, guidance=GUIDANCE)
+    layers = ratios(pipeline, list(mixed_prompts(options.samples, "calibration")["text"]))
+    shown = by_kind(layers).map(lambda v: f"{v:.1f}" if isinstance(v, float) else v)
+    lines = [shown.columns, ["---"] * shown.shape[1], *shown.to_numpy()]
+    text = "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+    options.out.mkdir(parents=True, exist_ok=True)
+    layers.round(3).to_csv(options.out / "levels.csv", index=False)
+    (options.out / "levels.md").write_text(text, encoding="utf-8")
+    tex = shown.to_latex(index=False, escape=True)
+    (options.out / "levels.tex").write_text(tex, encoding="utf-8")
+    print(shown.to_string(index=False))
+
+
+if __name__ == "__main__":
+    run(main)
