@@ -8,8 +8,8 @@ All on the embedded sd3, in one run: (a) all single plans of fp32 and w4a4 at 20
 denoiser takes at its best batch size just before and after, at the level that each evaluation
 runs at and at the fastest of the levels, and the share of its time within the denoiser; (c) what a
 batched step costs in Python, with a denoiser that does nothing; (d) the most memory that states
-took, against the bound; (e) a forward at each simulated level against one at the reference. Of the
-1,024 calls a share is timed, and the rest reckoned from it.
+took, against the bound. Of the 1,024 calls a share is timed, and the rest reckoned from it. What
+levels cost is in `benchmarks/levels.py`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tmpdiff_bench.commands import run
-from tmpdiff_bench.levels import LEVEL_NAMES, LevelBank
+from tmpdiff_bench.levels import LevelBank
 from tmpdiff_bench.noise import initial_noise
 from tmpdiff_bench.pipelines import StepwisePipeline, load_model
 from tmpdiff_bench.plan import PrecisionPlan
@@ -239,24 +239,6 @@ def bounded(setting: Setting, plans: Sequence[PrecisionPlan]) -> list[dict[str, 
     return rows
 
 
-def level_ratios(setting: Setting) -> dict[str, float]:
-    """Median over rounds of a level's forward time over the reference's, batch 64, in turn."""
-    levels = [name for name in LEVEL_NAMES if name != LEVELS[0]]
-    stepwise = setting.stepwise
-    bank = LevelBank(stepwise.denoiser, (LEVELS[0], *levels), stepwise.quantized)
-    rows = torch.arange(32) % len(setting.noise)
-    state = stepwise.initial_state(setting.noise[rows])
-    conditioning = setting.conditioning[rows]
-
-    def forward(level: str) -> float:
-        return seconds(lambda: stepwise.step(state, 5, bank[level], conditioning))
-
-    for level in bank.levels:
-        forward(level)
-    rounds = [{level: forward(level) for level in bank.levels} for _ in range(9)]
-    return {level: statistics.median(r[level] / r[LEVELS[0]] for r in rounds) for level in levels}
-
-
 def main(argv: Sequence[str]) -> None:
     """Run all comparisons, print them, and save them as JSON."""
     parser = argparse.ArgumentParser(
@@ -277,7 +259,6 @@ def main(argv: Sequence[str]) -> None:
         "all plans": compare(ten, every),
         "overhead per batched step, ms": 1000 * overhead(twenty, singles),
         "memory": bounded(twenty, singles),
-        "forward of a level / of the reference": level_ratios(twenty),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
