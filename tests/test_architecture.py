@@ -21,15 +21,16 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 MAX_LINES = 450
 
 # From the bottom up; a member imports from lower floors and from itself only. `metrics` stands
-# below `trajectory`, unlike in DESIGN, as recordings hold the values of metrics. `problems` makes
-# problems for `allocators` from recordings and live pipelines, so it stands above both.
+# below `trajectory`, unlike in DESIGN, as recordings hold the values of metrics. `prompts` takes
+# those of Scenes from `zoo`. `problems` makes problems for `allocators` from recordings and live
+# pipelines, so it stands above both.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors.py",),
     ("plan.py", "resources.py", "commands.py"),
     ("allocators",),
     ("store", "noise.py"),
     ("pipelines", "levels", "zoo"),
-    ("metrics",),
+    ("metrics", "prompts"),
     ("trajectory",),
     ("additivity", "costs", "problems"),
     ("suite", "deploy"),

@@ -25,6 +25,9 @@ examples:
   python -m tmpdiff_bench.trajectory record --model sd3 --steps 8 --levels fp32,w4a4 \\
       --plan "fp32*2 w4a4*4 fp32*2" --plan "w4a4*8" --capture trajectory --out mine8
       two plans besides, and the latents after every step
+  python -m tmpdiff_bench.trajectory record --model flux --weights FOLDER --device cuda \\
+      --levels bf16,w4a4 --prompt-set mjhq --num-prompts 64 --out flux-mjhq
+      64 calibration prompts of MJHQ-30K, from the hub or its cache
   python -m tmpdiff_bench.trajectory info mine
   python -m tmpdiff_bench.trajectory verify mine mine8
   python -m tmpdiff_bench.trajectory export mine --out mine-arrays

@@ -9,17 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import pandas as pd
-
 from tmpdiff_bench.errors import UsageError, unknown
 from tmpdiff_bench.levels import RESIDENCIES, Level, LevelBank
 from tmpdiff_bench.pipelines import EMBEDDED, load_model
+from tmpdiff_bench.prompts import prompt_source, take
 from tmpdiff_bench.store import digest
 from tmpdiff_bench.trajectory.jobs import JointRun
 from tmpdiff_bench.trajectory.recorder import record
 from tmpdiff_bench.trajectory.recording import Recording
 from tmpdiff_bench.trajectory.workload import Workload
-from tmpdiff_bench.zoo.prompts import mixed_prompts, read_prompts
 
 
 def record_model(
@@ -40,16 +38,17 @@ def record_model(
     state_memory: int,
     capture: str = "terminal",
     prompts: Path | None = None,
+    prompt_set: str | None = None,
     store: Path | None = None,
     residency: str = "resident",
 ) -> Recording:
     """Record (or go on with, or reuse) the single runs of a model and `joint` runs in `folder`.
 
-    `levels[0]` is the reference. `seed` is the first of `num_seeds` noise seeds. Without a
-    file `prompts`, calibration prompts of the three Scenes sets are used in turn; the first
-    `num_prompts` are taken, or all of a file. `joint` is called after all other values
-    have been checked. `capture`, `store`, `state_memory` and `residency` as in `record`. What the
-    levels' weights will take is printed on stderr.
+    `levels[0]` is the reference. `seed` is the first of `num_seeds` noise seeds. Of the file
+    `prompts`, or of the calibration prompts of `prompt_set` (by default the three Scenes sets in
+    turn), the first `num_prompts` are taken: by default all of a file, 16 of a set. `joint` is
+    called after all other values have been checked. `capture`, `store`, `state_memory` and
+    `residency` as in `record`. What the levels' weights will take is printed on stderr.
 
     Raises:
         UsageError: a value that can't be used, with the way out.
@@ -57,7 +56,10 @@ def record_model(
     _check(levels, steps, num_seeds, guidance)
     if residency not in RESIDENCIES:
         raise unknown("residency", residency, RESIDENCIES)
-    chosen = _prompts(prompts, num_prompts)
+    source = prompt_source(prompt_set, prompts)
+    found = source.load()
+    count = source.default_count if num_prompts is None else num_prompts
+    chosen = take(found, "calibration", count)
     loaded = load_model(model, weights=weights, revision=revision, device=device)
     pipeline = loaded.stepwise(steps=steps, guidance=guidance)
     texts = dict(zip(chosen["prompt_id"], chosen["text"], strict=True))
@@ -86,7 +88,7 @@ def record_model(
         joint(),
         folder,
         title=loaded.title,
-        dataset="scenes" if prompts is None else prompts.stem,
+        dataset=found.name,
         device=device,
         capture=capture,
         store=store,
@@ -94,19 +96,11 @@ def record_model(
         residency=residency,
         level_specs={name: asdict(Level.parse(name)) for name in levels},
         about={
+            "prompt_set": {"name": found.name, "split": "calibration", **found.origin},
             "prompts_digest": digest(texts),
             "long_prompts": cut,
         },
     )
-
-
-def _prompts(path: Path | None, count: int | None) -> pd.DataFrame:
-    if path is None:
-        return mixed_prompts(16 if count is None else count, "calibration")
-    found = read_prompts(path)
-    if count is not None and count > len(found):
-        raise UsageError(f"--num-prompts {count}: {path} holds {len(found)}")
-    return found.head(count) if count is not None else found
 
 
 def _check(levels: tuple[str, ...], steps: int, num_seeds: int, guidance: float) -> None:

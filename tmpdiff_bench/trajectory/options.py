@@ -21,6 +21,11 @@ def levels(text: str) -> tuple[str, ...]:
     return names
 
 
+# Literal, as the sets themselves import pandas, for which --help would wait.
+PROMPT_SET = (
+    "scenes, scenes-attributes, scenes-relations, scenes-counts, mjhq, sdci, coco, partiprompts "
+    "or drawbench, the last five from the hub or its cache (default: scenes, the three in turn)"
+)
 Option = tuple[Callable[[str], Any], Any, str]
 EXPERIMENT: dict[str, Option] = {
     "--weights": (str, "embedded", "'embedded', a folder that diffusers saved, or a hub id"),
@@ -29,6 +34,7 @@ EXPERIMENT: dict[str, Option] = {
     "--reference": (str, None, "which of the levels is the reference (default: the first)"),
     "--steps": (positive_int, 20, "denoising steps"),
     "--prompts": (Path, None, "your own prompts: .txt (one a line), .csv or .parquet"),
+    "--prompt-set": (str, None, PROMPT_SET),
     "--num-prompts": (positive_int, None, "prompts (default: 16, or all of --prompts)"),
     "--num-seeds": (positive_int, 2, "noise seeds of each prompt"),
     "--guidance": (finite_float, 4.0, "classifier-free guidance scale"),

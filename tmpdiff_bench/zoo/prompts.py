@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,6 @@ PROMPT_SETS = {
     "scenes-counts": ("counts",),
 }
 SPLITS = ("calibration", "evaluation")
-_TEXT_COLUMNS = ("text", "prompt", "caption")
 _PER_SPLIT = 128
 _SEED = 2603
 
@@ -78,65 +76,20 @@ def load_prompts(dataset: str, split: str) -> pd.DataFrame:
     return table[table["split"] == split].reset_index(drop=True)
 
 
-def read_prompts(path: Path) -> pd.DataFrame:
-    """A user's prompts, columns prompt_id and text, from a text file (a prompt a line), CSV or
-    Parquet (column `text`, `prompt` or `caption`, and `prompt_id` if there is one).
-
-    Without ids, a prompt's id is made of its text, so that its noise is the same in any file.
-
-    Raises:
-        UsageError: no such file, one of another kind, or without (different) prompts in it.
-    """
-    if not path.is_file():
-        raise UsageError(f"--prompts {path}: there is no such file")
-    try:
-        table = _read_table(path)
-    except UsageError:
-        raise
-    except (OSError, ValueError) as error:  # those of pandas and pyarrow among them
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"--prompts {path} can't be read: {reason}") from error
-    column = next((name for name in _TEXT_COLUMNS if name in table), None)
-    if column is None:
-        raise UsageError(
-            f"--prompts {path} has the columns {', '.join(map(str, table.columns))}: "
-            f"one of {', '.join(_TEXT_COLUMNS)} is needed"
-        )
-    found = pd.DataFrame({"text": table[column].dropna().astype(str).str.strip()})
-    found = found[found["text"] != ""]
-    if "prompt_id" in table:
-        found["prompt_id"] = table["prompt_id"].astype(str)
-    else:
-        found["prompt_id"] = [hashlib.sha256(t.encode()).hexdigest()[:12] for t in found["text"]]
-    if found.empty:
-        raise UsageError(f"--prompts {path} holds no prompt")
-    if (twice := found["prompt_id"].duplicated()).any():
-        row = found[twice].iloc[0]
-        raise UsageError(f"--prompts {path} has {row['text']!r} ({row['prompt_id']}) twice")
-    return found.reset_index(drop=True)
-
-
-def _read_table(path: Path) -> pd.DataFrame:
-    match path.suffix.lower():
-        case ".txt":
-            return pd.DataFrame({"text": path.read_text(encoding="utf-8").splitlines()})
-        case ".csv":
-            return pd.read_csv(path, dtype=str)
-        case ".parquet":
-            return pd.read_parquet(path)
-    raise UsageError(f"--prompts {path}: .txt, .csv and .parquet files are read")
+def prompts_in_turn(split: str) -> pd.DataFrame:
+    """All prompts of a split, taken in turn from the three sets."""
+    tables = [load_prompts(name, split) for name in PROMPT_SETS]
+    order = np.concatenate([np.arange(len(t)) * len(tables) + i for i, t in enumerate(tables)])
+    return pd.concat(tables, ignore_index=True).iloc[np.argsort(order)].reset_index(drop=True)
 
 
 def mixed_prompts(n: int, split: str) -> pd.DataFrame:
-    """`n` prompts of a split, taken in turn from the three sets.
+    """The first `n` of `prompts_in_turn`.
 
     Raises:
         UsageError: `n` is below 1 or above what there is.
     """
-    tables = [load_prompts(name, split) for name in PROMPT_SETS]
-    available = sum(map(len, tables))
-    if not 1 <= n <= available:
-        raise UsageError(f"{n} prompts asked for: the {split} prompts number 1 to {available}")
-    order = np.concatenate([np.arange(len(t)) * len(tables) + i for i, t in enumerate(tables)])
-    joined = pd.concat(tables, ignore_index=True)
-    return joined.iloc[np.argsort(order)[:n]].reset_index(drop=True)
+    found = prompts_in_turn(split)
+    if not 1 <= n <= len(found):
+        raise UsageError(f"{n} prompts asked for: the {split} prompts number 1 to {len(found)}")
+    return found.head(n)

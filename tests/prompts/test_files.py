@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.zoo.prompts import read_prompts
+from tmpdiff_bench.prompts.files import read_prompts
 
 TEXTS = ["a red circle", "ein blauer Stern, über einem Ring", 'a "quoted" prompt']
 
