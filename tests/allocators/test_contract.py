@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -68,11 +69,14 @@ def without_an_account(problem: AllocationProblem) -> Allocation:
     return uniform(problem)
 
 
-def of_another_mind_each_time(problem: AllocationProblem, calls: list[int] = []) -> Allocation:  # noqa: B006
-    calls.append(0)
+CALLS = itertools.count(1)
+
+
+def of_another_mind_each_time(problem: AllocationProblem) -> Allocation:
+    call = next(CALLS)
     with Oracle(problem, "fickle", "") as oracle:
         plans = [problem.cheapest, (0,) * problem.steps]
-        plan = plans[len(calls) // 2 % 2]
+        plan = plans[call // 2 % 2]
         return oracle.allocation(plan if problem.fits(problem.cost(plan)) else plans[0])
 
 

@@ -32,6 +32,7 @@ RUNS = {
     "mxfp6": (),
     "mxfp4": (),
 }
+# a processor without these instructions has nothing to run them on
 needs_int8 = pytest.mark.skipif("int8" not in HERE.features, reason="no int8 products here")
 needs_bf16 = pytest.mark.skipif("bf16" not in HERE.features, reason="no bf16 products here")
 
