@@ -1,0 +1,244 @@
+"""`python -m tmpdiff_bench.deploy`: find a plan, look at what it does, hand it to an engine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tmpdiff_bench.commands import ArgumentParser, finite_float, positive_int, run, seed
+from tmpdiff_bench.deploy.formats import FORMATS, export, from_comma
+from tmpdiff_bench.deploy.policy import StepPolicy
+from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.plan import PrecisionPlan
+from tmpdiff_bench.trajectory.options import EXPERIMENT, add_options, levels, settings
+
+if TYPE_CHECKING:
+    from tmpdiff_bench.allocators import AllocationProblem
+
+DESCRIPTION = """\
+Finds which denoising steps can run at low precision for a speedup, runs such a plan in a diffusers
+pipeline beside the reference, and writes it as inference engines read it.
+"""
+EXAMPLES = """\
+examples:
+  python -m tmpdiff_bench.deploy allocate --model sd3 --speedup 2 --allocator gram --out plan.json
+      records the errors of single steps into plan-recording, then takes the best plan
+  python -m tmpdiff_bench.deploy apply plan.json --prompt "a red circle" --out image.png
+      the reference's image and the plan's, side by side; SSIM and times
+  python -m tmpdiff_bench.deploy export plan.json --format comma
+  python -m tmpdiff_bench.deploy export plan.json --format diffusion-step-policy \\
+      --recording plan-recording
+      where the plan is not "first n, last m steps high", the best one that is, and its loss
+  python -m tmpdiff_bench.deploy import config.json --steps 20 --levels fp32,w8a8 --out plan.json
+"""
+# Between models and devices times differ; this says only how many bits are multiplied.
+BITS = "bits"
+_BITS = {"w8a8": 0.5, "w4a8": 0.5, "fp8": 0.5, "mxfp8": 0.5, "mxfp6": 0.375}
+_BITS |= {"w4a4": 0.25, "mxfp4": 0.25, "nvfp4": 0.25}
+_WIDE = ("fp32", "bf16", "fp16", "w8a16", "w4a16")
+_RECORDED = {**EXPERIMENT}
+_RECORDED["--levels"] = (levels, ("fp32", "w8a8", "w4a4"), "the reference and the low levels")
+_RECORDED["--num-prompts"] = (positive_int, 8, "calibration prompts")
+_RECORDED["--num-seeds"] = (positive_int, 1, "noise seeds of each prompt")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run one of `allocate`, `apply`, `export`, `import`."""
+    options = _parser().parse_args(argv)
+    {"allocate": _allocate, "apply": _apply, "export": _export, "import": _import}[options.command](
+        options
+    )
+
+
+def _allocate(options: argparse.Namespace) -> None:
+    from tmpdiff_bench.allocators import get_allocator
+
+    allocate = get_allocator(options.allocator)
+    _writable(options.out)
+    folder = options.recording
+    if folder is None:
+        if options.model is None:
+            raise UsageError("name a model by --model, or a recording of one by --recording")
+        folder = options.out.with_name(f"{options.out.stem}-recording")
+        from tmpdiff_bench.trajectory import record_model
+
+        chosen = settings(options, _RECORDED)
+        record_model(options.model, folder=folder, joint=list, **chosen)
+    problem = _problem(folder, options.costs, options.speedup)
+    allocation = allocate(problem)
+    options.out.write_text(export(allocation.plan, "json"), encoding="utf-8")
+    print(allocation)
+    print(f"{options.out}: {allocation.plan} (recording: {folder})")
+    print(_of_costs(options.costs))
+
+
+def _problem(folder: Path, costs: str, speedup: float) -> AllocationProblem:
+    from tmpdiff_bench.costs import load_costs
+    from tmpdiff_bench.problems import RelativeCosts, from_recording
+    from tmpdiff_bench.trajectory import Recording
+
+    wide = {**dict.fromkeys(_WIDE, 1.0), **_BITS}
+    table = RelativeCosts(BITS, wide) if costs == BITS else load_costs(costs)
+    return from_recording(Recording.open(folder), table, speedup=speedup)
+
+
+def _of_costs(costs: str) -> str:
+    if costs == BITS:
+        return (
+            "the speedup assumes costs in proportion to the bits multiplied, 16 at the reference: "
+            "an assumption, no measurement; name a cost table by --costs"
+        )
+    return f"the speedup is that of cost table {costs}, for the card and size that it names"
+
+
+def _apply(options: argparse.Namespace) -> None:
+    plan = _read_plan(options.plan)
+    _writable(options.out)
+    if options.prompt.strip() == "":
+        raise UsageError("--prompt is empty")
+    from tmpdiff_bench.deploy.comparison import compare
+    from tmpdiff_bench.pipelines import load_model
+
+    loaded = load_model(
+        options.model, weights=options.weights, revision=options.revision, device=options.device
+    )
+    found = compare(
+        loaded,
+        plan,
+        options.prompt,
+        seed=options.seed,
+        guidance=options.guidance,
+        repeats=options.repeats,
+        reference=options.reference,
+    )
+    found.picture.save(options.out)
+    print(f"{loaded.title}: {plan}\n{found}\n{options.out}: {options.reference} left, plan right")
+
+
+def _export(options: argparse.Namespace) -> None:
+    plan = _read_plan(options.plan)
+    high = options.reference
+    if options.format == "diffusion-step-policy":
+        try:
+            StepPolicy.of(plan, high=high)
+        except UsageError as error:
+            if options.recording is None:
+                raise UsageError(
+                    f"{error}; name a recording of the model by --recording, and the best plan "
+                    "that a policy can say is taken"
+                ) from error
+            plan = _projected(plan, high, options.recording, options.costs)
+        low = sorted(set(plan) - {high})
+        print(f"a16 is {high}, native is {' '.join(low) or 'not used'}", file=sys.stderr)
+    text = export(plan, options.format, high=high)
+    if options.out is None:
+        sys.stdout.write(text)
+    else:
+        _writable(options.out)
+        options.out.write_text(text, encoding="utf-8")
+
+
+def _projected(plan: PrecisionPlan, high: str, folder: Path, costs: str) -> PrecisionPlan:
+    from tmpdiff_bench.deploy.projection import project
+
+    problem = _problem(folder, costs, speedup=1.0)
+    if problem.levels[0] != high:
+        raise UsageError(f"the recording's reference is {problem.levels[0]}, --reference is {high}")
+    found = project(plan, problem)
+    print(f"{found}\n{_of_costs(costs)}", file=sys.stderr)
+    return found.plan
+
+
+def _import(options: argparse.Namespace) -> None:
+    text = _read(options.file)
+    if text.lstrip().startswith("{"):
+        if options.steps is None or options.levels is None:
+            raise UsageError("a policy names neither steps nor levels: give --steps and --levels")
+        if len(options.levels) != 2:
+            raise UsageError(
+                "--levels are a policy's high level and its low one, such as fp32,w8a8"
+            )
+        high, low = options.levels
+        plan = StepPolicy.from_json(text).plan(options.steps, high=high, low=low)
+    else:
+        plan = from_comma(text.strip())
+    if options.out is None:
+        sys.stdout.write(export(plan, "json"))
+    else:
+        _writable(options.out)
+        options.out.write_text(export(plan, "json"), encoding="utf-8")
+        print(f"{options.out}: {plan}")
+
+
+def _read_plan(path: Path) -> PrecisionPlan:
+    try:
+        return PrecisionPlan.from_json(_read(path))
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} can't be read: {error}") from error
+
+
+def _writable(path: Path) -> None:
+    """Raise `UsageError` now where a file can't be written later, after the work."""
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise UsageError(f"--out {path} is no file in an existing folder")
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m tmpdiff_bench.deploy",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    recording: dict[str, Any] = {"type": Path, "metavar": "PATH"}
+    costs: dict[str, Any] = {"default": BITS, "metavar": "TABLE"}
+    costs["help"] = "a cost table's name or file (default: in proportion to bits, an assumption)"
+    allocate = commands.add_parser("allocate", help="find a plan for a speedup")
+    allocate.add_argument("--model", metavar="NAME", help="the model to record, such as sd3")
+    allocate.add_argument("--recording", help="a recording to use instead", **recording)
+    allocate.add_argument("--speedup", type=finite_float, required=True, metavar="X")
+    allocate.add_argument("--allocator", default="gram", metavar="NAME")
+    allocate.add_argument("--costs", **costs)
+    allocate.add_argument("--out", type=Path, required=True, metavar="PATH")
+    add_options(allocate, _RECORDED)
+    apply = commands.add_parser("apply", help="make an image with a plan and without it")
+    apply.add_argument("plan", type=Path, metavar="PLAN")
+    apply.add_argument("--prompt", required=True, metavar="TEXT")
+    apply.add_argument("--out", type=Path, required=True, metavar="PATH", help="the picture")
+    apply.add_argument("--model", default="sd3", metavar="NAME")
+    apply.add_argument("--weights", default="embedded", help="as of allocate")
+    apply.add_argument("--revision", help="branch, tag or commit of a hub id")
+    apply.add_argument("--device", default="cpu")
+    apply.add_argument("--guidance", type=finite_float, default=4.0)
+    apply.add_argument("--seed", type=seed, default=0)
+    apply.add_argument("--repeats", type=positive_int, default=3, help="timed images of each")
+    ex = commands.add_parser("export", help="write a plan as engines read it")
+    ex.add_argument("plan", type=Path, metavar="PLAN")
+    ex.add_argument("--format", required=True, choices=FORMATS)
+    ex.add_argument("--recording", help="what to project by", **recording)
+    ex.add_argument("--costs", **costs)
+    ex.add_argument("--out", type=Path, metavar="PATH", help="(default: standard output)")
+    for command in (apply, ex):
+        command.add_argument("--reference", default="fp32", metavar="LEVEL", help="the high level")
+    back = commands.add_parser("import", help="read a policy or a comma list as a plan")
+    back.add_argument("file", type=Path, metavar="FILE")
+    back.add_argument("--steps", type=positive_int, metavar="S")
+    back.add_argument("--levels", type=levels, metavar="HIGH,LOW")
+    back.add_argument("--out", type=Path, metavar="PATH", help="(default: standard output)")
+    return parser
+
+
+if __name__ == "__main__":
+    run(main)

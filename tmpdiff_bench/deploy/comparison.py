@@ -1,0 +1,104 @@
+"""A plan's image beside the reference's: how alike they are, and what each took."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+from tqdm import tqdm
+
+from tmpdiff_bench.deploy.pipeline import apply, remove
+from tmpdiff_bench.levels import Level
+from tmpdiff_bench.metrics import IMAGE_METRICS
+from tmpdiff_bench.pipelines import LoadedModel
+from tmpdiff_bench.plan import PrecisionPlan
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`picture`: the reference's image left, the plan's right. `seconds`: medians over `repeats`
+    whole images of the reference and of the plan. `simulated`: the plan's levels whose arithmetic
+    is emulated, so that the plan's time says nothing.
+    """
+
+    picture: Image.Image
+    ssim: float
+    seconds: tuple[float, float]
+    repeats: int
+    simulated: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Two lines: the likeness, and the times with what they are worth."""
+        reference, plan = self.seconds
+        times = f"{reference:.3f} s an image at the reference, {plan:.3f} s with the plan"
+        if self.simulated:
+            worth = (
+                f"{', '.join(self.simulated)} simulated: its rounding is exact, its time is "
+                "no speed of any kernel"
+            )
+        else:
+            worth = f"measured speedup {reference / plan:.3g}x"
+        return f"SSIM {self.ssim:.4f}\n{times} (medians of {self.repeats}); {worth}"
+
+
+def compare(
+    loaded: LoadedModel,
+    plan: PrecisionPlan,
+    prompt: str,
+    *,
+    seed: int = 0,
+    guidance: float = 4.0,
+    repeats: int = 3,
+    reference: str = "fp32",
+) -> Comparison:
+    """Make one image with every step at the reference, and with the plan, from the same noise.
+
+    Both are made once to warm up, then by turns. Raises `UsageError` as `apply`.
+    """
+    pipe, both = loaded.pipeline, (PrecisionPlan.uniform(reference, len(plan)), plan)
+    length = getattr(loaded.stepwise(steps=len(plan), guidance=guidance), "t5_length", None)
+    images: list[Tensor] = []
+    seconds: tuple[list[float], list[float]] = ([], [])
+    apply(pipe, plan, levels=[reference])
+    try:
+        for repeat in tqdm(range(repeats + 1), desc="images", leave=False):
+            for side, chosen in enumerate(both):
+                apply(pipe, chosen)
+                began = time.perf_counter()
+                image = _image(pipe, prompt, len(plan), guidance, seed, length)
+                if repeat == 0:
+                    images.append(image)
+                else:
+                    seconds[side].append(time.perf_counter() - began)
+    finally:
+        remove(pipe)
+    simulated = [name for name in dict.fromkeys(plan) if Level.parse(name).backend == "simulated"]
+    return Comparison(
+        picture=to_pil_image(torch.cat(images, dim=3)[0]),
+        ssim=1 - float(IMAGE_METRICS["one_minus_ssim"](images[1], images[0])[0]),
+        seconds=(statistics.median(seconds[0]), statistics.median(seconds[1])),
+        repeats=repeats,
+        simulated=tuple(simulated),
+    )
+
+
+def _image(
+    pipe: Any, prompt: str, steps: int, guidance: float, seed: int, length: int | None
+) -> Tensor:
+    """One image (1, 3, H, W) in [0, 1], on the CPU."""
+    options = {} if length is None else {"max_sequence_length": length}
+    found: Tensor = pipe(
+        prompt,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="pt",
+        **options,
+    ).images
+    return found.float().cpu()
