@@ -66,6 +66,7 @@ def test_model_is_recorded_with_the_options_given(
         "max_batch": 16,
         "state_memory": 2**30,
         "residency": "resident",
+        "prompt_set": None,
         "folder": Path("additivity-sd3/recording"),
     }
 

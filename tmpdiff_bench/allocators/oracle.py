@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -70,12 +71,14 @@ class Oracle:
         trace: TracebackType | None,
     ) -> None:
         if error is not None and not isinstance(error, MeasurementError):
-            error.partial = self.measured  # type: ignore[attr-defined]
+            # past a class that refuses attributes, such as a frozen dataclass
+            BaseException.__setattr__(error, "partial", self.measured)
             if self._found:
-                error.add_note(
-                    f"{self._name} had used {len(self._found)} evaluations: they are in this "
-                    "exception's `partial`; go on with problem.knowing(error.partial)"
-                )
+                with contextlib.suppress(Exception):
+                    error.add_note(
+                        f"{self._name} had used {len(self._found)} evaluations: they are in this "
+                        "exception's `partial`; go on with problem.knowing(error.partial)"
+                    )
 
     @property
     def measured(self) -> tuple[Measurement, ...]:

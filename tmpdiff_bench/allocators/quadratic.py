@@ -183,7 +183,8 @@ def _search(
         bounds = relaxation.bounds(x, price, masks)
         least = np.maximum(bounds.least, [node.bound for node in batch])
         search.offer(bounds.extra[int(least.argmin())].argmin(axis=0))
-        below = least[:, None, None] + bounds.extra
+        # what a level adds, it adds to the node's own bound, which its parent's may be above
+        below = np.maximum(bounds.least[:, None, None] + bounds.extra, least[:, None, None])
         masks &= below < search.goal
         for i in np.flatnonzero((least < search.goal) & np.all(masks.any(axis=1), axis=1)):
             for mask, bound in _children(relaxation, masks[i], x[i], below[i], search):
