@@ -23,7 +23,9 @@ KILLER = """
 import json, os, random, signal, sys, time
 from pathlib import Path
 import torch
+import tqdm
 torch.set_num_threads(1)
+tqdm.tqdm.monitor_interval = 0  # its thread does not survive a fork either
 from tests.trajectory.conftest import ToyBank
 from tests.trajectory.test_faults import LITTLE
 from tests.trajectory.test_recorder import LEVELS, make
@@ -60,7 +62,7 @@ def test_killed_at_fifty_random_moments(tmp_path: Path, monkeypatch: pytest.Monk
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, "PYTHONPATH": "."},
+        env={**os.environ, "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"},
     )
     told = json.loads(done.stdout)
     assert told["kills"] >= 50
