@@ -74,7 +74,7 @@ def load_model(
     """
     if model not in _FAMILIES:
         raise unknown("model", model, _FAMILIES)
-    target = _device(device)
+    target = available_device(device)
     folder = data_folder() / "models" / model if weights == EMBEDDED else Path(weights)
     if not folder.is_dir():
         folder = _from_hub(model, weights, revision)
@@ -128,7 +128,8 @@ def _check_family(folder: Path, model: str) -> None:
         raise UsageError(f"{folder} has no safetensors weights; pickled weights are not loaded")
 
 
-def _device(name: str) -> torch.device:
+def available_device(name: str) -> torch.device:
+    """The device of a name. Raises `UsageError` where it is absent."""
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

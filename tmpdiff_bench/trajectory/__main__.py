@@ -159,8 +159,6 @@ def _parser() -> ArgumentParser:
         prog="python -m tmpdiff_bench.trajectory",
         description=DESCRIPTION,
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     record = commands.add_parser("record", help="run a model and write a recording")
