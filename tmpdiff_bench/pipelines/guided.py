@@ -114,7 +114,7 @@ class GuidedPipeline:
         self.denoiser = getattr(self.pipeline, self.denoiser_name)
 
     def _encoding(self) -> dict[str, Any]:
-        """Arguments of the pipeline's `encode_prompt`. Raises `UsageError` after the encoders went."""
+        """Arguments of the pipeline's `encode_prompt`. Raises `UsageError` without encoders."""
         if self._encoders_freed:
             raise UsageError("the text encoders have been freed: load the model again to encode")
         return {"device": self.device}
