@@ -57,7 +57,10 @@ def weighted_parts(folder: Path) -> list[str]:
     """Names of the parts of a pipeline that have weights, in the order of its index."""
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     parts = [name for name, kind in index.items() if isinstance(kind, list) and kind[0]]
-    return [name for name in parts if name in LATER or name.startswith("text_encoder")]
+    found = [name for name in parts if name in LATER or name.startswith("text_encoder")]
+    if not set(LATER) & set(found):
+        raise UsageError(f"{folder} holds no part of a pipeline but its index")
+    return found
 
 
 def weight_files(part: Path) -> Sequence[Path]:

@@ -60,12 +60,13 @@ def record(
     `levels[0]` is the reference; `level_specs` describes levels by name, as part of what a number
     depends on. The table has the `metrics` of every run; those that can't be had here are named in
     the manifest, with the reason. `requirements`: what prompts ask for, by id. `capture`:
-    "terminal" keeps the latents of the reference at every step and the final ones of all other runs; "trajectory" those
-    of single runs at every step as well. Finished runs are kept in `store`, where other recordings
-    find them; without one, in `folder` until it is whole. `state_memory` bounds the bytes of
-    intermediate states. `residency` as in `LevelBank`. Levels with a low-rank branch are calibrated
-    by a run of the denoiser, as it is, of the first samples. `on_encoded` is called when prompts
-    have been encoded, before anything else runs. `about` is added to the manifest.
+    "terminal" keeps the latents of the reference at every step and the final ones of all other
+    runs; "trajectory" those of single runs at every step as well. Finished runs are kept in
+    `store`, where other recordings find them; without one, in `folder` until it is whole.
+    `state_memory` bounds the bytes of intermediate states. `residency` as in `LevelBank`. Levels
+    with a low-rank branch are calibrated by a run of the denoiser, as it is, of the first samples.
+    `on_encoded` is called when prompts have been encoded, before anything else runs. `about` is
+    added to the manifest.
 
     Raises:
         UsageError: `folder` or `store` is a file, `folder` holds another workload's recording, a
