@@ -28,7 +28,6 @@ from tmpdiff_bench.zoo.scenes import render, sample_scenes
 from tmpdiff_bench.zoo.sd3 import encode_tokens
 from tmpdiff_bench.zoo.vae import reconstruction_psnr
 
-
 SHIPPED = sorted(p.parent.name for p in (data_folder() / "models").glob("*/model_index.json"))
 
 
