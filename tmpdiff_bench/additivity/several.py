@@ -31,12 +31,12 @@ def every_model(out: Path, settings: Mapping[str, Any], *, margin: float) -> str
     models = embedded_models()
     absent = "its embedded weights are not in this installation"
     left_out = {model: absent for model in MODELS if model not in models}
-    for model, reason in left_out.items():
-        print(f"{model}: left out, {reason}", file=sys.stderr)
     if not models:
         raise UsageError("no embedded weights are in this installation: reinstall the package")
     check_joint_folder(out, models)
     planned = {model: planned_nfe(model, **settings) for model in models}
+    for model, reason in left_out.items():
+        print(f"{model}: left out, {reason}", file=sys.stderr)
     each = ", ".join(f"{model} {nfe:,}" for model, nfe in planned.items())
     print(f"{sum(planned.values()):,} network evaluations in all: {each}", file=sys.stderr)
 

@@ -3,6 +3,7 @@
 from tmpdiff_bench.pipelines.base import Conditioning, SamplerState, StepwisePipeline
 from tmpdiff_bench.pipelines.flux import FluxStepwise
 from tmpdiff_bench.pipelines.loading import (
+    DTYPES,
     EMBEDDED,
     MODELS,
     LoadedModel,
@@ -16,6 +17,7 @@ from tmpdiff_bench.pipelines.sd3 import Sd3Stepwise
 from tmpdiff_bench.pipelines.sdxl import SdxlStepwise
 
 __all__ = [
+    "DTYPES",
     "EMBEDDED",
     "MODELS",
     "Conditioning",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,7 @@ def load_model(
     target, kind = check_device(device), DTYPES[dtype]
     folder = find_weights(model, weights, revision)
     sizes = part_sizes(folder, kind)
+    _check_tile(folder, vae_tile)
     if announce is not None:
         announce(sizes)
     # the components of a small model load faster than their bars are drawn
@@ -144,17 +145,28 @@ def embedded_models() -> tuple[str, ...]:
     return tuple(model for model in MODELS if (models / model / "model_index.json").is_file())
 
 
-def _tile(vae: Any, side: int | None) -> None:
+def _check_tile(folder: Path, side: int | None) -> None:
     if side is None:
         return
-    factor, whole = 2 ** (len(vae.config.block_out_channels) - 1), vae.config.sample_size
+    config = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
+    factor, whole = _vae_factor(config), config["sample_size"]
     if side % factor or not 4 * factor <= side < whole:  # a quarter of a tile is overlap
         raise UsageError(
             f"--vae-tile is {side}: this VAE takes multiples of {factor} from {4 * factor}, and "
             f"images are {whole} pixels a side"
         )
-    vae.enable_tiling()
-    vae.tile_sample_min_size, vae.tile_latent_min_size = side, side // factor
+
+
+def _tile(vae: Any, side: int | None) -> None:
+    if side is not None:
+        vae.enable_tiling()
+        vae.tile_sample_min_size, vae.tile_latent_min_size = side, side // _vae_factor(vae.config)
+
+
+def _vae_factor(config: Mapping[str, Any]) -> int:
+    """Pixels a side of one latent."""
+    factor: int = 2 ** (len(config["block_out_channels"]) - 1)
+    return factor
 
 
 def _from_hub(model: str, weights: str, revision: str | None) -> Path:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from tmpdiff_bench.errors import UsageError, unknown
 from tmpdiff_bench.levels import RESIDENCIES, Level, LevelBank
 from tmpdiff_bench.levels.devices import check_device_runs
-from tmpdiff_bench.pipelines import EMBEDDED, check_device, load_model
+from tmpdiff_bench.pipelines import DTYPES, EMBEDDED, check_device, load_model
 from tmpdiff_bench.prompts import prompt_source, take
 from tmpdiff_bench.prompts.base import Prompts
 from tmpdiff_bench.store import digest
@@ -66,12 +66,10 @@ def record_model(
     Raises:
         UsageError: a value that can't be used, with the way out.
     """
-    _check(levels, steps, num_seeds, guidance, dtype)
-    chosen_metrics(metrics)
+    _check(levels, steps, num_seeds, guidance, dtype, device, metrics)
     if residency not in RESIDENCIES:
         raise unknown("residency", residency, RESIDENCIES)
     found, chosen = _prompts(prompt_set, prompts, num_prompts)
-    check_device_runs(levels, check_device(device))
     loaded = load_model(
         model,
         weights=weights,
@@ -150,11 +148,15 @@ def model_nfe(
     prompt_set: str | None = None,
     weights: str = EMBEDDED,
     revision: str | None = None,
+    device: str = "cpu",
+    dtype: str = "fp32",
+    metrics: Sequence[str] = DEFAULT,
     **_settings: Any,
 ) -> int:
     """Network evaluations that `record_model` with these arguments takes in all, were nothing in a
     store. The network itself is not loaded. Raises `UsageError` as `record_model`.
     """
+    _check(levels, steps, num_seeds, guidance, dtype, device, metrics)
     _, chosen = _prompts(prompt_set, prompts, num_prompts)
     loaded = load_model(model, weights=weights, revision=revision, staged=True)
     pipeline = loaded.stepwise(steps=steps, guidance=guidance)
@@ -193,8 +195,17 @@ def _requirements(prompts: pd.DataFrame) -> dict[str, Requirement] | None:
 
 
 def _check(
-    levels: tuple[str, ...], steps: int, num_seeds: int, guidance: float, dtype: str
+    levels: tuple[str, ...],
+    steps: int,
+    num_seeds: int,
+    guidance: float,
+    dtype: str,
+    device: str,
+    metrics: Sequence[str],
 ) -> None:
+    """Raise `UsageError` for what can be seen without weights."""
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
     for name in levels:
         Level.parse(name)
     if dtype != "fp32" and "fp32" in levels:
@@ -212,6 +223,8 @@ def _check(
         raise UsageError(f"--steps is {steps}: at least 1 is needed")
     if not math.isfinite(guidance):
         raise UsageError(f"--guidance is {guidance}: a finite number is needed")
+    chosen_metrics(metrics)
+    check_device_runs(levels, check_device(device))
 
 
 def _plain(config: Mapping[str, object]) -> dict[str, object]:
