@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.levels import LevelBank
 from tmpdiff_bench.noise import initial_noise
 from tmpdiff_bench.pipelines import MODELS, LoadedModel, load_model
 from tmpdiff_bench.pipelines.parts import LATER, PartSizes, part_sizes
@@ -133,6 +134,16 @@ def test_bf16_is_the_pipelines_own_call(family: str, saved: Callable[[str], Path
     images = stepwise.decode(found.float())
     assert images.dtype == torch.float32
     assert images.isfinite().all()
+
+
+def test_the_dtype_of_the_model_is_a_reference_that_takes_nothing() -> None:
+    stepwise = load_model("sd3", dtype="bf16").stepwise(steps=1, guidance=1.0)
+    levels = ("bf16", "w4a4")
+    takes = LevelBank.memory(stepwise.denoiser, levels, stepwise.quantized)
+    assert set(takes.own) == {"w4a4"}
+    bank = LevelBank(stepwise.denoiser, levels, stepwise.quantized)
+    assert bank["bf16"] is stepwise.denoiser
+    assert {p.dtype for p in bank["w4a4"].parameters()} == {torch.bfloat16}
 
 
 def test_tiles_bound_what_the_decoder_sees() -> None:

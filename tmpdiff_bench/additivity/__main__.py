@@ -130,8 +130,10 @@ def _read(argv: Sequence[str]) -> argparse.Namespace:
     named = [name for name in given(options, _EXPERIMENT) if name != "--metrics"]
     if options.recording and named:
         raise UsageError(f"{named[0]} has no effect with --recording: leave one of them out")
-    # of an existing recording, which to analyse; of a new one all errors that it will hold are
-    options.chosen_metrics = getattr(options, "metrics", None) if options.recording else None
+    # of an existing recording, which to analyse beside the one that reports are built on; of a new
+    # one all errors that it will hold are
+    chosen = getattr(options, "metrics", None) if options.recording else None
+    options.chosen_metrics = chosen and tuple(dict.fromkeys(("latent_rmse", *chosen)))
     name = options.model or (
         options.recording[0].resolve().name if len(options.recording) == 1 else "joint"
     )
