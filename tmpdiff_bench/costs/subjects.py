@@ -14,7 +14,7 @@ from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.levels import LevelBank
 from tmpdiff_bench.noise import initial_noise
 from tmpdiff_bench.pipelines import SamplerState, load_model, quantized_layers
-from tmpdiff_bench.pipelines.loading import available_device
+from tmpdiff_bench.pipelines import check_device
 from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.zoo.prompts import mixed_prompts
 
@@ -76,7 +76,7 @@ class TrueSize:
     def __init__(self, shape: Architecture, subject: Subject) -> None:
         if "fp32" in subject.levels:
             raise UsageError("denoisers of true size are in bf16: their reference is native:bf16")
-        side, device = subject.resolution, available_device(subject.device)
+        side, device = subject.resolution, check_device(subject.device)
         self.title = f"{shape.title} at {side}x{side}"
         inputs = shape.call(side, side, subject.device, batch=subject.batch)
         self._inputs = {name: _random(value) for name, value in inputs.items()}
