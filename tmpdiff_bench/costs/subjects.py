@@ -13,8 +13,7 @@ from tmpdiff_bench.costs.worker import RANDOM, Subject
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.levels import LevelBank
 from tmpdiff_bench.noise import initial_noise
-from tmpdiff_bench.pipelines import SamplerState, load_model, quantized_layers
-from tmpdiff_bench.pipelines import check_device
+from tmpdiff_bench.pipelines import SamplerState, check_device, load_model, quantized_layers
 from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.zoo.prompts import mixed_prompts
 
