@@ -1,9 +1,9 @@
 """Data: the error of every plan of a small task, so that regret can be exact.
 
-    python -m analysis.every_plan [--samples 4] [--out reports/allocators]
+    python -m analysis.every_plan [--samples 4] [--out reports/every-plan]
 
 The embedded sd3 with 8 steps and the levels fp32, w8a8 and w4a4: all 6,561 plans, run once through
-the prefix tree on calibration prompts. Writes one file per sample (`every-plan-N.safetensors`:
+the prefix tree on calibration prompts. Writes one file per sample (`sample-N.safetensors`:
 latent RMSE of every plan in lexical order, and the inner products of the single plans' terminal
 deviations); a sample that is there already is not run again. 19,680 network evaluations a sample.
 """
@@ -24,6 +24,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 from tqdm import tqdm
 
+from analysis.provenance import ROOT
 from tmpdiff_bench.commands import ArgumentParser, positive_int, run
 from tmpdiff_bench.pipelines import StepwisePipeline, load_model
 from tmpdiff_bench.plan import PrecisionPlan, nodes_per_step
@@ -106,7 +107,7 @@ def measure(path: Path, index: int) -> None:
 def load_every_plan(folder: Path) -> EveryPlan:
     """What has been measured so far, sample by sample."""
     errors, products = [], []
-    for path in sorted(folder.glob("every-plan-*.safetensors")):
+    for path in sorted(folder.glob("sample-*.safetensors")):
         with safe_open(path, "np") as file:
             errors.append(file.get_tensor("errors"))
             products.append(file.get_tensor("products"))
@@ -119,11 +120,11 @@ def main(argv: Sequence[str]) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--samples", type=positive_int, default=4)
-    parser.add_argument("--out", type=Path, default=Path("reports/allocators"))
+    parser.add_argument("--out", type=Path, default=ROOT / "reports" / "every-plan")
     options = parser.parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
     for index in range(options.samples):
-        measure(options.out / f"every-plan-{index}.safetensors", index)
+        measure(options.out / f"sample-{index}.safetensors", index)
     print(f"{options.samples} samples in {options.out}")
 
 
