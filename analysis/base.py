@@ -68,9 +68,10 @@ class TableFile:
 
 @dataclass(frozen=True)
 class FigureFile:
-    """A declared figure."""
+    """A declared figure; an `optional` one is of a model that need not be there."""
 
     name: str
+    optional: bool = False
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -129,7 +130,8 @@ class Script:
 
     def missing(self, folder: Path) -> list[str]:
         """Declared files that are not there."""
-        names = [name for output in self.outputs for name in output.files]
+        needed = [output for output in self.outputs if not getattr(output, "optional", False)]
+        names = [name for output in needed for name in output.files]
         return [name for name in names if not (folder / name).is_file()]
 
     def run(self, reports: Reports) -> list[Made]:
@@ -139,9 +141,8 @@ class Script:
         source = ROOT / "analysis" / f"{self.name}.py"
         made = list(self.make(reports))
         declared = {output.name: output for output in self.outputs}
-        if {item.name for item in made} != set(declared):
-            names = sorted({item.name for item in made} ^ set(declared))
-            raise AssertionError(f"{self.module} makes other things than it declares: {names}")
+        if undeclared := [item.name for item in made if item.name not in declared]:
+            raise AssertionError(f"{self.module} does not declare {', '.join(undeclared)}")
         for item in made:
             files = contents(item)
             about = {"title": item.title, "caption": item.caption, "alt": getattr(item, "alt", "")}
@@ -158,6 +159,8 @@ class Script:
                 path = folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(path, data)
+        if missing := self.missing(folder):
+            raise AssertionError(f"{self.module} declares, and did not make, {missing[0]}")
         return made
 
     def main(self, argv: Sequence[str]) -> None:
