@@ -83,9 +83,7 @@ def as_golden(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[[name for name in frame if not str(name).endswith("seconds")]]
 
 
-def compare(
-    table: TableFile, found: pd.DataFrame, golden: pd.DataFrame, outcome: Outcome
-) -> None:
+def compare(table: TableFile, found: pd.DataFrame, golden: pd.DataFrame, outcome: Outcome) -> None:
     """Add the cells of one table to `outcome`."""
     found, golden = as_golden(found), as_golden(golden)
 

@@ -21,6 +21,7 @@ from analysis.suite_data import (
 )
 from tmpdiff_bench.additivity.style import WIDTH, Drawing, house_style
 from tmpdiff_bench.commands import run
+from tmpdiff_bench.prompts import prompt_source
 from tmpdiff_bench.suite import SuiteResults, picture_name
 from tmpdiff_bench.suite.v1 import MODELS
 
@@ -54,13 +55,15 @@ def columns(rows: pd.DataFrame) -> list[str]:
 def images(
     found: SuiteResults, rows: pd.DataFrame, names: list[str]
 ) -> Iterator[tuple[str, list[NDArray[np.uint8]]]]:
-    """Prompt id and one image per column, for the first prompts of each prompt set."""
-    for task, group in rows.groupby("task", sort=False):
+    """The prompt and one image per column, for the first prompts of each prompt set."""
+    texts: dict[str, str] = {}
+    for _, group in rows.groupby("task", sort=False):
         first = group.iloc[0]
         plans = dict(zip(group["allocator"], group["plan"], strict=True)) | {REFERENCE: REFERENCE}
+        prompt_set = prompt_source(first["prompt_set"]).load().table
+        texts |= dict(zip(prompt_set["prompt_id"], prompt_set["text"], strict=True))
         place = (first["model"], first["prompt_set"], int(first["steps"]))
-        scored = found.scores[found.scores["task"] == task]
-        prompts = list(dict.fromkeys(scored["prompt_id"]))
+        prompts = found.manifest["pictured"]["/".join((*place[:2], f"S{place[2]}"))]
         pictures = [
             found.pictures[picture_name(*place, plans[name])] if name in plans else None
             for name in names
@@ -69,7 +72,7 @@ def images(
         for index in range(min(ROWS, shown)):
             blank = np.full_like(found.pictures[picture_name(*place, REFERENCE)][0], 255)
             line = [blank if stack is None else stack[index] for stack in pictures]
-            yield prompts[index], line
+            yield texts.get(prompts[index], prompts[index]), line
 
 
 def figure(found: SuiteResults, model: str) -> Drawing:

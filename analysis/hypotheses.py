@@ -26,7 +26,9 @@ OF_VECTORS = {
 PREDICTED = {"H3": "sum", "root sum of squares": "root_sum_squares", "Gram matrix": "gram"}
 
 
-def row(summary: dict[str, Any], level: str, name: str, what: str, number: Any, verdict: str) -> Any:
+def row(
+    summary: dict[str, Any], level: str, name: str, what: str, number: Any, verdict: str
+) -> Any:
     """One line; `number` is an interval as JSON has it, or None."""
     ends = number or dict.fromkeys(("estimate", "low", "high"))
     return {

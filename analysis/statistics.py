@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
@@ -14,7 +15,8 @@ from tmpdiff_bench.additivity.records import Interval
 Array = NDArray[np.float64]
 ALPHA = 0.05
 DRAWS = 4000
-_EXACT = 12  # prompts up to which all sign flips are gone through
+FLIPS = 50_000
+_EXACT = 15  # prompts up to which all sign flips are gone through
 
 
 def bootstrap_mean(values: Array, rng: int | np.random.Generator = 0) -> Interval:
@@ -39,21 +41,22 @@ def bootstrap_ratio(logs: Array, rng: int | np.random.Generator = 0) -> Interval
     return Interval(math.exp(found.estimate), math.exp(found.low), math.exp(found.high))
 
 
-def sign_flip(values: Array, rng: int | np.random.Generator = 0) -> float:
+def sign_flip(values: Array) -> float:
     """Two-sided p value of "the values are symmetric about 0": how often a mean with random signs
-    is as far from 0. Exact up to 12 prompts, so never below 2 / 2^n; else of 20,000 draws.
+    is as far from 0. Exact up to 15 prompts, so never below 2 / 2^n; else of 50,000 draws.
     """
-    count = len(values)
-    if count == 0:
+    if len(values) == 0:
         return math.nan
-    if count <= _EXACT:
-        signs = np.array(list(itertools.product((1.0, -1.0), repeat=count)))
-    else:
-        generator = np.random.default_rng(rng)
-        drawn = generator.integers(2, size=(20_000, count)) * 2.0 - 1.0
-        signs = np.vstack([np.ones(count), drawn])  # the observed signs are one of the possible
-    sums = np.abs(signs @ values)
+    sums = np.abs(_signs(len(values)) @ values)
     return float(np.mean(sums >= abs(values.sum()) * (1 - 1e-12)))
+
+
+@functools.lru_cache(maxsize=8)
+def _signs(count: int) -> Array:
+    if count <= _EXACT:
+        return np.array(list(itertools.product((1.0, -1.0), repeat=count)))
+    drawn = np.random.default_rng(0).integers(2, size=(FLIPS, count)) * 2.0 - 1.0
+    return np.vstack([np.ones(count), drawn])  # the observed signs are one of the possible
 
 
 def critical_difference(methods: int, blocks: int) -> float:
