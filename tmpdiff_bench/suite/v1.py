@@ -12,6 +12,7 @@ MODELS = ("sd3", "flux", "pixart", "sdxl")
 PROMPT_SETS = ("scenes-attributes", "scenes-relations", "scenes-counts")
 STEPS = (8, 20)
 GUIDANCE = 4.0
+NFE_PER_STEP = 2  # of every embedded model: guidance needs a second pass
 SEED = 0
 TWO, THREE = ("fp32", "w4a4"), ("fp32", "w8a8", "w4a4")
 # a card whose tensor cores run both integer formats, so that every level's cost is a real format's
