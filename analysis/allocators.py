@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.base import FigureFile, Made, Reports, Script, Table, TableFile
-from analysis.every_plan import LEVELS, STEPS, EveryPlan, all_plans, load_every_plan
+from analysis.every_plan import LEVELS, EveryPlan, all_plans, load_every_plan
 from tmpdiff_bench.additivity.style import Drawing, canvas, house_style
 from tmpdiff_bench.allocators import ALLOCATORS, Allocation, AllocationProblem
 from tmpdiff_bench.commands import run
@@ -32,15 +32,15 @@ MARKERS = "osD^vP*X<>p"
 
 def tabulated(data: EveryPlan, speedup: float) -> AllocationProblem:
     """The problem whose errors are looked up in the table of all plans."""
-    errors = dict(zip(all_plans(), data.errors.mean(axis=0).tolist(), strict=True))
-    singles = np.zeros((STEPS, len(LEVELS)))
-    for step in range(STEPS):
+    errors = dict(zip(all_plans(data.steps), data.errors.mean(axis=0).tolist(), strict=True))
+    singles = np.zeros((data.steps, len(LEVELS)))
+    for step in range(data.steps):
         for index, level in enumerate(LEVELS[1:], 1):
-            singles[step, index] = errors[PrecisionPlan.single(LEVELS[0], level, step, STEPS)]
+            singles[step, index] = errors[PrecisionPlan.single(LEVELS[0], level, step, data.steps)]
     return AllocationProblem.for_speedup(
         speedup,
         levels=LEVELS,
-        step_costs=COSTS.step_costs(LEVELS, STEPS),
+        step_costs=COSTS.step_costs(LEVELS, data.steps),
         error=errors.__getitem__,
         single_errors=singles,
         gram=data.products.mean(axis=0),
@@ -64,7 +64,7 @@ def row(found: Allocation, speedup: float, best: float) -> dict[str, Any]:
 
 
 def small(data: EveryPlan) -> tuple[list[dict[str, Any]], dict[str, Allocation]]:
-    """All allocators at all speedups on the task of 8 steps, and those that the figure shows."""
+    """All allocators at all speedups on the small task, and those that the figure shows."""
     rows, shown = [], {}
     for speedup in SPEEDUPS:
         problem = tabulated(data, speedup)
@@ -76,7 +76,7 @@ def small(data: EveryPlan) -> tuple[list[dict[str, Any]], dict[str, Allocation]]
     return rows, shown
 
 
-def drawing(found: dict[str, Allocation]) -> Drawing:
+def drawing(found: dict[str, Allocation], steps: int) -> Drawing:
     """Least error so far against evaluations, and where each allocator ended."""
     best = found["exhaustive"].error
     with house_style():
@@ -105,7 +105,7 @@ def drawing(found: dict[str, Allocation]) -> Drawing:
             yscale="log",
             xlabel="evaluations (plans paid for, single plans included)",
             ylabel="latent RMSE",
-            title=f"sd3, {STEPS} steps, speedup {SHOWN}; dotted: optimum",
+            title=f"sd3, {steps} steps, speedup {SHOWN}; dotted: optimum",
         )
         ax.yaxis.set_major_formatter("{x:.2g}")
         ax.yaxis.set_minor_formatter("{x:.2g}")
@@ -136,11 +136,11 @@ def make(reports: Reports) -> Iterator[Made]:
         "Allocators on every plan of a small task",
         frame,
         text.astype(str),
-        f"Latent RMSE, means over {len(data.errors)} calibration samples at {STEPS} steps. Costs: "
+        f"Latent RMSE, means over {len(data.errors)} calibration samples at {data.steps} steps. Costs: "
         f"{COSTS.name} (an assumption). Regret is against the least error of all plans within the "
         "budget.",
     )
-    yield drawing(shown)
+    yield drawing(shown, data.steps)
 
 
 SCRIPT = Script(

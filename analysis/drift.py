@@ -1,4 +1,4 @@
-"""Table: how far the same cells are apart in another batch, with other threads, at another dtype."""
+"""Table: how far apart the same cells are in other batches, with other threads or dtypes."""
 
 from __future__ import annotations
 

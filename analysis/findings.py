@@ -188,7 +188,7 @@ def on_drift(frame: pd.DataFrame) -> Iterator[str]:
     for condition, rows in frame.groupby("condition", sort=False):
         low = rows["plan"].str.contains("w[48]a[48]")
         told = [
-            f"{what} by up to {part['largest_ratio'].max():.2g} times the smallest single-step error"
+            f"{what} by up to {part['largest_ratio'].max():.2g} times the least single-step error"
             for what, part in (("reference runs", rows[~low]), ("plans with low steps", rows[low]))
             if len(part)
         ]

@@ -87,8 +87,8 @@ def make(reports: Reports) -> Iterator[Made]:
         pd.DataFrame(shown, dtype=object),
         "H1: joint deviations are the sums of single-step deviations as vectors (residual 0). H1m: "
         "they are so in mean square (ratio 1). H2: deviations of different steps are orthogonal "
-        "(share 0). H3: the joint latent RMSE is the sum of the single-step ones (joint / predicted "
-        "1); beside it the root sum of squares, and the Gram matrix of deviations. 95 % intervals; "
+        "(share 0). H3: the joint latent RMSE is the sum of the single-step ones (joint / "
+        "predicted 1); beside it the root sum of squares, and the Gram matrix of deviations. 95 % intervals; "
         "verdicts by the rule that each model's report prints.",
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from analysis.base import Made, Reports, Script, Table, TableFile
+from analysis.statistics import mean_interval
 from analysis.suite_data import (
     INPUTS,
     REFERENCE,
@@ -15,7 +16,6 @@ from analysis.suite_data import (
     by_prompt,
     results,
 )
-from analysis.statistics import bootstrap_mean
 from tmpdiff_bench.additivity.records import Interval
 from tmpdiff_bench.additivity.wording import interval, number
 from tmpdiff_bench.commands import run
@@ -40,7 +40,7 @@ def means(scores: pd.DataFrame) -> pd.DataFrame:
             {
                 **dict(zip(KEYS, key, strict=True)),
                 "speedup": group["speedup"].mean(),
-                **bounds(bootstrap_mean(values), "mean"),
+                **bounds(mean_interval(values), "mean"),
                 "prompts": len(values),
             }
         )
@@ -84,9 +84,9 @@ def make(reports: Reports) -> Iterator[Made]:
         "Quality at matched speedup",
         frame,
         words(frame),
-        f"Means over evaluation prompts ({prompts} at most; every prompt set has its own plan) with "
-        "95 % bootstrap intervals by prompt, at the middle target of each level set; the csv has "
-        f"all targets. Latent RMSE, SSIM, PSNR and lpips-scenes are against the {REFERENCE} run of "
+        f"Means over evaluation prompts ({prompts} at most; every prompt set has its own plan) "
+        "with 95 % bootstrap intervals by prompt, at the middle target of each level set; the "
+        f"csv has all targets. Latent RMSE, SSIM, PSNR and lpips-scenes are against the {REFERENCE} run of "
         "the same noise; objects and scenes as asked are what a trained recogniser reads back.",
     )
 

@@ -9,67 +9,55 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.base import FigureFile, Made, Reports, Script, Table, TableFile
-from analysis.statistics import critical_difference
-from analysis.suite_data import ERROR, INPUTS, allocator_label, results
+from analysis.suite_data import INPUTS, REFERENCE, allocator_label, results
 from tmpdiff_bench.additivity.style import INK, MUTED, Drawing, canvas, house_style
 from tmpdiff_bench.commands import run
+from tmpdiff_bench.suite import SuiteResults
+from tmpdiff_bench.suite.comparisons import ranks
 
 KEYS = ("steps", "allocator")
-UNIT = ["model", "prompt_set"]  # tasks of one share samples and measurements: one block
 
 
-def table(errors: pd.DataFrame) -> pd.DataFrame:
-    """Rows by `KEYS`: mean rank over blocks. In a block, an allocator's rank is its mean over the
-    tasks. Ranked are the allocators that ran in every block of that step count; ties share ranks.
+def table(found: SuiteResults) -> pd.DataFrame:
+    """Rows by `KEYS`: mean rank over blocks (model, prompt set and levels) of the allocators that
+    ran on all tasks of that step count; 1 is best.
     """
     rows = []
-    for steps, group in errors.groupby("steps", sort=True):
-        means = group.groupby([*UNIT, "task", "allocator"])["value"].mean().unstack()
-        means = means.dropna(axis="columns")
-        if means.shape[1] < 2:
-            continue
-        # a billionth apart is the same plan
-        ranks = means.map(lambda value: float(f"{value:.9g}")).rank(axis="columns")
-        blocks = ranks.groupby(level=UNIT).mean()
-        difference = critical_difference(blocks.shape[1], len(blocks))
-        for allocator, rank in blocks.mean().sort_values(kind="stable").items():
+    for steps in sorted(found.scores["steps"].unique()):
+        ranked = ranks(found, tasks=found.scores["steps"] == steps)
+        cliques = [set(clique) for clique in ranked.cliques]
+        for rank, allocator in sorted(zip(ranked.mean_ranks, ranked.names, strict=True)):
+            inside = [str(i + 1) for i, clique in enumerate(cliques) if allocator in clique]
             rows.append(
                 {
                     "steps": steps,
                     "allocator": allocator,
                     "mean_rank": rank,
-                    "critical_difference": difference,
-                    "allocators": blocks.shape[1],
-                    "blocks": len(blocks),
-                    "tasks": len(ranks),
+                    "critical_difference": ranked.critical_difference,
+                    "cliques": " ".join(inside),
+                    "friedman_p": ranked.friedman_p,
+                    "allocators": len(ranked.names),
+                    "blocks": ranked.blocks,
                 }
             )
     return pd.DataFrame(rows)
 
 
-def cliques(ranks: np.ndarray[tuple[int], np.dtype[np.float64]], difference: float) -> list[slice]:
-    """Largest runs of sorted ranks that differ by less than the critical difference."""
-    found: list[slice] = []
-    for start, rank in enumerate(ranks):
-        end = int(np.searchsorted(ranks, rank + difference, side="left"))
-        if end - start > 1 and (not found or end > found[-1].stop):
-            found.append(slice(start, end))
-    return found
-
-
 def draw(ax: Axes, rows: pd.DataFrame) -> None:
     """Ranks as dots from the best up to the worst, a bar over each clique."""
-    ranks = rows["mean_rank"].to_numpy(float)
-    places = np.arange(len(ranks))[::-1]
+    means = rows["mean_rank"].to_numpy(float)
+    places = np.arange(len(means))[::-1]
     difference = float(rows["critical_difference"].iloc[0])
-    ax.plot(ranks, places, "o", color=INK, ms=5)
-    for shift, clique in enumerate(cliques(ranks, difference)):
+    ax.plot(means, places, "o", color=INK, ms=5)
+    member_of = [set(names.split()) for names in rows["cliques"]]
+    for shift, clique in enumerate(sorted(set().union(*member_of))):
         # right of the dots, each clique on its own line
-        x = ranks.max() + 0.35 * (shift + 1)
-        ax.plot([x, x], [places[clique][-1], places[clique][0]], color="#0072B2", lw=2.5)
-    top = len(ranks) - 0.4
-    ax.plot([ranks.min(), ranks.min() + difference], [top, top], color=MUTED, lw=1.5)
-    ax.text(ranks.min(), top + 0.15, "critical difference", color=MUTED, fontsize=8)
+        inside = [place for place, names in zip(places, member_of, strict=True) if clique in names]
+        x = means.max() + 0.35 * (shift + 1)
+        ax.plot([x, x], [min(inside), max(inside)], color="#0072B2", lw=2.5)
+    top = len(means) - 0.4
+    ax.plot([means.min(), means.min() + difference], [top, top], color=MUTED, lw=1.5)
+    ax.text(means.min(), top + 0.15, "critical difference", color=MUTED, fontsize=8)
     ax.set_yticks(places, [allocator_label(name) for name in rows["allocator"]])
     ax.set(xlabel="mean rank (1 is best)", ylim=(-0.6, top + 0.9))
     first = rows.iloc[0]
@@ -87,8 +75,8 @@ def figure(frame: pd.DataFrame) -> Drawing:
         "critical-difference",
         "Mean ranks",
         "Mean rank by evaluation error. Allocators that one vertical bar joins do not differ at "
-        "level 0.05 (Nemenyi's critical difference over blocks, the grey bar; a block is a model "
-        "and prompt set).",
+        "level 0.05 (Nemenyi's critical difference over blocks, the grey bar; a block is a model, "
+        "prompt set and set of levels).",
         "Dots of mean ranks, "
         + "; ".join(
             f"at {rows['steps'].iloc[0]} steps from {allocator_label(rows['allocator'].iloc[0])} "
@@ -102,9 +90,8 @@ def figure(frame: pd.DataFrame) -> Drawing:
 
 def make(reports: Reports) -> Iterator[Made]:
     """Table and figure."""
-    scores = results(reports.folder).scores
-    errors = scores[scores["metric"] == ERROR]
-    frame = table(errors)
+    found = results(reports.folder)
+    frame = table(found)
     text = pd.DataFrame(
         {
             "allocator": allocator_label(row["allocator"]),
@@ -112,19 +99,18 @@ def make(reports: Reports) -> Iterator[Made]:
             "mean rank": f"{row['mean_rank']:.2f}",
             "critical difference": f"{row['critical_difference']:.2f}",
             "blocks": str(row["blocks"]),
-            "tasks": str(row["tasks"]),
         }
         for row in frame.to_dict("records")
     )
-    left = sorted(set(errors["allocator"]) - set(frame["allocator"]))
+    left = sorted(set(found.scores["allocator"]) - set(frame["allocator"]) - {REFERENCE})
     names = ", ".join(map(allocator_label, left))
     yield Table(
         "ranks",
         "Mean ranks",
         frame,
         text,
-        "Of the mean evaluation error (1 is best): in every task, then averaged over the tasks of "
-        "a block (model x prompt set), then over blocks. Differences below the critical one "
+        "By mean log error on evaluation prompts over the targets of a block (model, prompt set "
+        "and levels), then averaged over blocks; 1 is best. Differences below the critical one "
         "(Nemenyi, level 0.05) are not significant. Ranked are those that ran on every task"
         + (f"; not so {names}." if left else "."),
     )

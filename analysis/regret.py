@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.base import FigureFile, Made, Reports, Script, Table, TableFile
 from analysis.marks import mark
-from analysis.statistics import bootstrap_mean
+from analysis.statistics import mean_interval
 from analysis.suite_data import ALL, INPUTS, allocator_label, bounds, results, with_all
 from tmpdiff_bench.additivity.records import Interval
 from tmpdiff_bench.additivity.style import Drawing, canvas, house_style
@@ -35,7 +35,7 @@ def table(allocations: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             {
                 **dict(zip(KEYS, key, strict=True)),
-                **bounds(bootstrap_mean(means), "regret"),
+                **bounds(mean_interval(means), "regret"),
                 "median": group["regret"].median(),
                 "largest": group["regret"].max(),
                 "optima": (group["regret"] <= OPTIMAL).mean(),
@@ -113,8 +113,8 @@ def make(reports: Reports) -> Iterator[Made]:
         frame,
         words(frame),
         "Regret: error over the least error of all plans within the budget, minus 1, on the "
-        "calibration prompts that allocators see. Means over tasks, with 95 % bootstrap intervals over groups "
-        "(model x prompt set); with few groups they are too narrow. NFE: over all calibration "
+        "calibration prompts that allocators see. Means over tasks, with 95 % bootstrap "
+        "intervals over groups (model x prompt set). NFE: over all calibration "
         "samples, with shared prefixes.",
     )
     yield figure(frame)

@@ -1,56 +1,44 @@
-"""Table: does temporal mixed precision beat a uniform level, and fewer steps, at the same speedup?"""
+"""Table: does temporal mixed precision beat a uniform level, and fewer steps, at equal speedup?"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
+import numpy as np
 import pandas as pd
 
 from analysis.base import Made, Reports, Script, Table, TableFile
-from analysis.statistics import ALPHA, bootstrap_ratio, sign_flip
-from analysis.suite_data import (
-    INPUTS,
-    RIVALS,
-    against,
-    allocator_label,
-    bounds,
-    by_prompt,
-    results,
-    scores,
-    with_all,
-)
-from tmpdiff_bench.additivity import holm
+from analysis.statistics import ALPHA
+from analysis.suite_data import ALL, INPUTS, RIVALS, allocator_label, results, scores
 from tmpdiff_bench.additivity.records import Interval
 from tmpdiff_bench.additivity.wording import interval
 from tmpdiff_bench.commands import run
+from tmpdiff_bench.suite import SuiteResults
+from tmpdiff_bench.suite.comparisons import matched
 
 KEYS = ("rival", "model", "steps", "levels", "allocator")
 
 
-def table(errors: pd.DataFrame) -> pd.DataFrame:
+def table(found: SuiteResults) -> pd.DataFrame:
     """Rows by `KEYS`: geometric mean over prompts of error / rival's error on the same samples, its
-    interval, p of a sign-flip test, and that of Holm over all rows of the allocator.
+    interval, p of a sign-flip test, and that of Holm over the allocators of one place.
     """
-    rows = []
+    found = dataclasses.replace(found, scores=scores(found))
+    places = KEYS[1:-1]
+    frames = []
     for rival in RIVALS:
-        paired = with_all(against(errors, rival))
-        paired = paired[~paired["allocator"].isin([rival, "exhaustive"])]
-        for key, group in paired.groupby(list(KEYS[1:]), sort=False):
-            logs = by_prompt(group, "log_ratio")
-            rows.append(
-                {
-                    **dict(zip(KEYS, (rival, *key), strict=True)),
-                    **bounds(bootstrap_ratio(logs), "ratio"),
-                    "p": sign_flip(logs),
-                    "prompts": len(logs),
-                    "tasks": group["task"].nunique(),
-                }
-            )
-    frame = pd.DataFrame(rows)
-    # a family is what one allocator claims: so a further allocator changes no outcome of others
-    frame["p_holm"] = frame.groupby("allocator")["p"].transform(holm)
+        each = matched(found, baseline=rival, by=places)
+        over_all = matched(found, baseline=rival, by=places[1:]).assign(model=ALL)
+        frames += [each, over_all] if each["model"].nunique() > 1 else [each]
+    frame = pd.concat(frames, ignore_index=True).rename(columns={"baseline": "rival"})
+    frame = frame[frame["allocator"] != "exhaustive"]
+    names = {"difference": "ratio", "low": "ratio_low", "high": "ratio_high"}
+    frame = frame.rename(columns=names)
+    frame[[*names.values()]] = np.exp(frame[[*names.values()]])
     frame["outcome"] = [outcome(*row) for row in frame[["ratio", "p_holm"]].to_numpy(float)]
-    return frame
+    columns = [*KEYS, *names.values(), "p", "p_holm", "outcome", "prompts", "tasks"]
+    return frame[[*columns, "speedup", "baseline_speedup"]]
 
 
 def outcome(ratio: float, p_holm: float) -> str:
@@ -74,6 +62,8 @@ def words(frame: pd.DataFrame) -> pd.DataFrame:
             "model": row["model"],
             "steps": str(row["steps"]),
             "levels": row["levels"],
+            "speedup": f"{row['speedup']:.2f}",
+            "rival's": f"{row['baseline_speedup']:.2f}",
             "error / rival's": interval(
                 Interval(row["ratio"], row["ratio_low"], row["ratio_high"])
             ),
@@ -87,7 +77,7 @@ def words(frame: pd.DataFrame) -> pd.DataFrame:
 
 def make(reports: Reports) -> Iterator[Made]:
     """The table."""
-    frame = table(scores(results(reports.folder)))
+    frame = table(results(reports.folder))
     yield Table(
         "rivals",
         "Against a uniform level and against fewer steps",
@@ -95,10 +85,10 @@ def make(reports: Reports) -> Iterator[Made]:
         words(frame),
         "Latent RMSE over that of the rival at the same target speedup, geometric mean over "
         "evaluation prompts (all targets of the level set together), with 95 % bootstrap intervals "
-        "by prompt; p of a sign-flip test by prompt, corrected by Holm over all rows of the "
-        "allocator. Best on calibration is, in each task, the plan of least "
-        "calibration error of all allocators. A uniform plan must meet the target alone, so it is "
-        "often faster than asked: its speedup is in the table of quality.",
+        "by prompt; p of a sign-flip test by prompt, corrected by Holm over the allocators of one "
+        "model, number of steps and set of levels. Best on calibration is, in each task, the "
+        "plan of least calibration error of all allocators. Speedups reached are means over tasks: a "
+        "uniform plan is often faster than asked.",
     )
 
 

@@ -13,7 +13,6 @@ from tmpdiff_bench.suite import SuiteResults, load_results
 FOLDER = "suite-v1"
 INPUTS = (f"{FOLDER}/manifest.json", f"{FOLDER}/*.parquet")
 ERROR = "latent_rmse"
-TASK = ["task", "model", "prompt_set", "levels", "cost_table", "target_speedup", "steps"]
 SAMPLE = ["task", "prompt_id", "seed"]
 RIVALS = ("uniform", "fewer_steps")  # no temporal mixed precision
 REFERENCE = "reference"

@@ -8,21 +8,13 @@ import numpy as np
 import pandas as pd
 
 from analysis.base import Made, Reports, Script, Table, TableFile
-from analysis.statistics import bootstrap_ratio, sign_flip
-from analysis.suite_data import (
-    ERROR,
-    INPUTS,
-    SAMPLE,
-    allocator_label,
-    bounds,
-    by_prompt,
-    results,
-    with_all,
-)
-from tmpdiff_bench.additivity import holm
+from analysis.suite_data import ALL, INPUTS, allocator_label, results
 from tmpdiff_bench.additivity.records import Interval
 from tmpdiff_bench.additivity.wording import interval, percent
 from tmpdiff_bench.commands import run
+from tmpdiff_bench.suite import SuiteResults
+from tmpdiff_bench.suite.comparisons import transfer_losses
+from tmpdiff_bench.suite.statistics import holm
 
 KEYS = ("kind", "model", "allocator")
 KINDS = {
@@ -33,41 +25,27 @@ KINDS = {
 }
 
 
-def paired(transfers: pd.DataFrame) -> pd.DataFrame:
-    """Rows of plans from elsewhere, with the log of their error over the native plan's."""
-    rows = transfers[transfers["metric"] == ERROR]
-    on = ["kind", "allocator", *SAMPLE]
-    native = rows.loc[rows["native"], [*on, "value", "plan"]].drop_duplicates(on)
-    both = rows[~rows["native"]].merge(native, on=on, suffixes=("", "_native"))
-    ratio = np.log(both["value"] / both["value_native"])
-    return both.assign(log_ratio=ratio, same=both["plan"] == both["plan_native"])
-
-
-def table(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Rows by `KEYS`: the ratio of errors, the share of plans that are the native one."""
-    rows = []
-    pairs = with_all(with_all(pairs), "allocator")
-    for key, group in pairs.groupby(list(KEYS), sort=False):
-        logs = by_prompt(group, "log_ratio")
-        rows.append(
-            {
-                **dict(zip(KEYS, key, strict=True)),
-                **bounds(bootstrap_ratio(logs), "ratio"),
-                "p": sign_flip(logs),
-                "same_plan": group["same"].mean(),
-                "within_budget": group["within_budget"].astype(float).mean(),
-                "prompts": len(logs),
-                "tasks": group["task"].nunique(),
-            }
-        )
-    frame = pd.DataFrame(rows)
-    frame["p_holm"] = holm(frame["p"])
-    return frame
+def table(found: SuiteResults) -> pd.DataFrame:
+    """Rows by `KEYS`: the ratio of errors on the same samples, the share of plans that are the
+    native one; over all models and allocators too.
+    """
+    frame = pd.concat(
+        [
+            transfer_losses(found, by=("kind",)).assign(model=ALL, allocator=ALL),
+            transfer_losses(found, by=KEYS),
+        ],
+        ignore_index=True,
+    )
+    names = {"difference": "ratio", "low": "ratio_low", "high": "ratio_high"}
+    frame = frame.rename(columns=names)
+    frame[[*names.values()]] = np.exp(frame[[*names.values()]])
+    frame["p_holm"] = holm(frame["p"].tolist())
+    return frame[[*KEYS, *names.values(), "p", "p_holm", "same_plan", "prompts", "tasks"]]
 
 
 def make(reports: Reports) -> Iterator[Made]:
     """The table."""
-    frame = table(paired(results(reports.folder).transfers))
+    frame = table(results(reports.folder))
     text = pd.DataFrame(
         {
             "plan from": KINDS.get(row["kind"], row["kind"]),
@@ -78,7 +56,6 @@ def make(reports: Reports) -> Iterator[Made]:
             ),
             "p (Holm)": f"{row['p_holm']:.3f}",
             "same plan": percent(row["same_plan"]),
-            "within budget": percent(row["within_budget"]),
             "prompts": str(row["prompts"]),
         }
         for row in frame.to_dict("records")
@@ -90,7 +67,8 @@ def make(reports: Reports) -> Iterator[Made]:
         text,
         "Latent RMSE, on evaluation prompts, of a plan that was allocated elsewhere over that of "
         "the plan allocated in place: geometric means over prompts with 95 % bootstrap intervals "
-        "by prompt, p of sign-flip tests corrected by Holm. Same plan: how often both are one.",
+        "by prompt, p of sign-flip tests corrected by Holm over the table. Same plan: how often "
+        "both are one. Plans from another number of steps count where they meet the budget.",
     )
 
 

@@ -109,7 +109,7 @@ def suite_results(factors: dict[str, float] = FACTORS, *, noise: float = 0.05) -
 
 
 def write_summary(folder: Path, model: str = "sd3") -> None:
-    """A report of additivity with one level: H1 refuted, H1m supported, H2 undecided, H3 refuted."""
+    """A report of one level: H1 refuted, H1m supported, H2 undecided, H3 refuted."""
     ends = {"estimate": 1.0, "low": 0.9, "high": 1.1}
     record = {
         "level": "w4a4",
