@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from analysis.base import Made, Reports, Script, Table, TableFile
+from analysis.chaos import DESIGNED
 from analysis.suite_data import INPUTS, results
 from tmpdiff_bench.additivity.wording import percent
 from tmpdiff_bench.commands import run
@@ -58,7 +59,12 @@ def make(reports: Reports) -> Iterator[Made]:
     )
 
 
-SCRIPT = Script(__spec__.name, make, inputs=INPUTS, outputs=(TableFile("drift", KEYS),))
+SCRIPT = Script(
+    __spec__.name,
+    make,
+    inputs=INPUTS,
+    outputs=(TableFile("drift", KEYS, elsewhere={"samples": DESIGNED}),),
+)
 
 if __name__ == "__main__":
     run(SCRIPT.main)

@@ -61,13 +61,13 @@ def on_hypotheses(frame: pd.DataFrame) -> Iterator[str]:
                     where.setdefault(row["model"].partition(" (")[0], []).append(row["level"])
             if where:
                 places = [f"{model} at {enumerate_words(at)}" for model, at in where.items()]
-                told.append(f"{verdict} for {'; '.join(places)}")
+                told.append(f"{verdict} for {', '.join(places)}")
         numbers = [row["estimate"] for row in rows if math.isfinite(row["estimate"])]
         write = percent if name == "H2" else number
         span = ""
         if numbers:
             span = f" ({rows[0]['quantity']} {write(min(numbers))} to {write(max(numbers))})"
-        yield f"{says}: {'. It is '.join(told)}{span}."
+        yield f"{says}: {'; '.join(told)}{span}."
 
 
 def on_regret(frame: pd.DataFrame) -> Iterator[str]:

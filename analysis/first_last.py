@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from analysis.base import Made, Reports, Script, Table, TableFile
+from analysis.chaos import CHAOTIC, DESIGNED
 from analysis.statistics import mean_interval, ratio_interval
 from analysis.suite_data import (
     INPUTS,
@@ -91,7 +92,12 @@ def make(reports: Reports) -> Iterator[Made]:
     )
 
 
-SCRIPT = Script(__spec__.name, make, inputs=INPUTS, outputs=(TableFile("first-last", KEYS),))
+SCRIPT = Script(
+    __spec__.name,
+    make,
+    inputs=INPUTS,
+    outputs=(TableFile("first-last", KEYS, elsewhere={"ratio": CHAOTIC, "prompts": DESIGNED}),),
+)
 
 if __name__ == "__main__":
     run(SCRIPT.main)

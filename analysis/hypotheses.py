@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.base import Made, Reports, Script, Table, TableFile
+from analysis.chaos import DESIGNED
 from tmpdiff_bench.additivity.records import Interval
 from tmpdiff_bench.additivity.style import MAIN_METRIC
 from tmpdiff_bench.additivity.wording import interval, percent
@@ -88,12 +89,17 @@ def make(reports: Reports) -> Iterator[Made]:
         "H1: joint deviations are the sums of single-step deviations as vectors (residual 0). H1m: "
         "they are so in mean square (ratio 1). H2: deviations of different steps are orthogonal "
         "(share 0). H3: the joint latent RMSE is the sum of the single-step ones (joint / "
-        "predicted 1); beside it the root sum of squares, and the Gram matrix of deviations. 95 % intervals; "
-        "verdicts by the rule that each model's report prints.",
+        "predicted 1); beside it the root sum of squares, and the Gram matrix of deviations. "
+        "95 % intervals; verdicts by the rule that each model's report prints.",
     )
 
 
-SCRIPT = Script(__spec__.name, make, inputs=(SUMMARIES,), outputs=(TableFile("hypotheses", KEYS),))
+SCRIPT = Script(
+    __spec__.name,
+    make,
+    inputs=(SUMMARIES,),
+    outputs=(TableFile("hypotheses", KEYS, elsewhere={"prompts": DESIGNED}),),
+)
 
 if __name__ == "__main__":
     run(SCRIPT.main)

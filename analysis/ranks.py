@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.base import FigureFile, Made, Reports, Script, Table, TableFile
+from analysis.chaos import DESIGNED
 from analysis.suite_data import INPUTS, REFERENCE, allocator_label, results
 from tmpdiff_bench.additivity.style import INK, MUTED, Drawing, canvas, house_style
 from tmpdiff_bench.commands import run
@@ -121,7 +122,10 @@ SCRIPT = Script(
     __spec__.name,
     make,
     inputs=INPUTS,
-    outputs=(TableFile("ranks", KEYS), FigureFile("critical-difference")),
+    outputs=(
+        TableFile("ranks", KEYS, elsewhere={"allocators": DESIGNED, "blocks": DESIGNED}),
+        FigureFile("critical-difference"),
+    ),
 )
 
 if __name__ == "__main__":

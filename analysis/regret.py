@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.base import FigureFile, Made, Reports, Script, Table, TableFile
+from analysis.chaos import DESIGNED
 from analysis.marks import mark
 from analysis.statistics import mean_interval
 from analysis.suite_data import ALL, INPUTS, allocator_label, bounds, results, with_all
@@ -124,7 +125,10 @@ SCRIPT = Script(
     __spec__.name,
     make,
     inputs=INPUTS,
-    outputs=(TableFile("regret", KEYS), FigureFile("regret")),
+    outputs=(
+        TableFile("regret", KEYS, elsewhere={"tasks": DESIGNED, "groups": DESIGNED}),
+        FigureFile("regret"),
+    ),
 )
 
 if __name__ == "__main__":

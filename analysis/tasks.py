@@ -39,7 +39,7 @@ SCRIPT = Script(
     __spec__.name,
     make,
     inputs=INPUTS,
-    outputs=(TableFile("tasks", ("model", "steps", "levels", "allocator")),),
+    outputs=(TableFile("tasks", ("model", "steps", "levels", "allocator"), kernels=False),),
 )
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.base import Made, Reports, Script, Table, TableFile
+from analysis.chaos import CHAOTIC
 from analysis.suite_data import ALL, INPUTS, allocator_label, results
 from tmpdiff_bench.additivity.records import Interval
 from tmpdiff_bench.additivity.wording import interval, percent
@@ -72,7 +73,12 @@ def make(reports: Reports) -> Iterator[Made]:
     )
 
 
-SCRIPT = Script(__spec__.name, make, inputs=INPUTS, outputs=(TableFile("transfer", KEYS),))
+SCRIPT = Script(
+    __spec__.name,
+    make,
+    inputs=INPUTS,
+    outputs=(TableFile("transfer", KEYS, elsewhere={"ratio": CHAOTIC}),),
+)
 
 if __name__ == "__main__":
     run(SCRIPT.main)

@@ -21,7 +21,7 @@ FACTORS = {
     "exhaustive": 1.0,
     "fewer_steps": 2.0,
 }
-PROFILE = Profile("quick", ("sd3", "flux"), PROMPT_SETS, (8, 20), calibration=2, evaluation=4)
+PROFILE = Profile("quick", ("sd3", "flux"), PROMPT_SETS[:2], (8, 20), calibration=2, evaluation=4)
 
 
 def suite_results(factors: dict[str, float] = FACTORS, *, noise: float = 0.05) -> SuiteResults:
