@@ -138,8 +138,8 @@ def make(reports: Reports) -> Iterator[Made]:
         frame,
         text.astype(str),
         f"Latent RMSE, means over {len(data.errors)} calibration samples at {data.steps} steps. "
-        f"Costs: {COSTS.name} (an assumption). Regret is against the least error of all plans within the "
-        "budget.",
+        f"Costs: {COSTS.name} (an assumption). Regret is against the least error of all plans "
+        "within the budget.",
     )
     yield drawing(shown, data.steps)
 
