@@ -1,0 +1,159 @@
+"""The result files of a suite run: a folder of a manifest, tidy tables and pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.store import write_atomically
+from tmpdiff_bench.suite.v1 import VERSION
+
+SCHEMA_VERSION = 1
+_TASK = ("task", "model", "prompt_set", "levels", "cost_table", "target_speedup", "steps")
+# columns of every table, in order; docs/suite.md says what they hold
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "allocations": (
+        *(*_TASK, "allocator", "status", "reason", "plan", "cost", "budget", "speedup", "error"),
+        *("predicted_error", "lower_bound", "evaluations", "nfe", "nfe_plain", "seconds"),
+        *("measuring_seconds", "optimum_error", "regret"),
+    ),
+    "scores": (
+        *(*_TASK, "allocator", "plan", "speedup", "prompt_id", "language", "seed"),
+        *("metric", "value"),
+    ),
+    "transfers": (
+        *(*_TASK, "allocator", "kind", "source", "native", "plan", "cost", "budget", "speedup"),
+        *("within_budget", "prompt_id", "language", "seed", "metric", "value"),
+    ),
+    "drift": (
+        *("model", "prompt_set", "steps", "condition", "plan", "prompt_id", "seed"),
+        *("latent_rmse", "smallest_single_error", "ratio"),
+    ),
+}
+_MANIFEST, _PICTURES = "manifest.json", "pictures.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class SuiteResults:
+    """What a run of the suite found.
+
+    `allocations`: a row per (task, allocator); `scores` and `transfers`: a row per (task,
+    allocator, evaluation sample, metric); `drift`: a row per (group, condition, sample). `pictures`
+    uint8 (m, H, W, 3) by `picture_name`. `manifest`: suite and schema version, profile, `key` (of
+    all that changes a number), digests, environment, floors, NFE and seconds.
+    """
+
+    manifest: dict[str, Any]
+    allocations: pd.DataFrame
+    scores: pd.DataFrame
+    transfers: pd.DataFrame
+    drift: pd.DataFrame
+    pictures: dict[str, NDArray[np.uint8]]
+
+    def save(self, folder: Path) -> SuiteResults:
+        """Write all files into `folder`, the manifest last; returns what was written."""
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {f"{name}.parquet": _parquet(getattr(self, name), name) for name in COLUMNS}
+        pictures = {name: np.ascontiguousarray(value) for name, value in self.pictures.items()}
+        files[_PICTURES] = save(pictures)
+        (folder / _MANIFEST).unlink(missing_ok=True)
+        for name, content in files.items():
+            write_atomically(folder / name, content)
+        manifest = {
+            **self.manifest,
+            "suite_version": VERSION,
+            "schema_version": SCHEMA_VERSION,
+            "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+        }
+        text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        write_atomically(folder / _MANIFEST, text.encode())
+        return SuiteResults(**{**vars(self), "manifest": manifest})
+
+    def check_comparable(self, other: SuiteResults) -> None:
+        """Raise `UsageError` unless both are of the same models, prompts, costs and tasks."""
+        mine, others = self.manifest["digests"], other.manifest["digests"]
+        if differing := sorted(k for k in {*mine, *others} if mine.get(k) != others.get(k)):
+            raise UsageError(
+                f"results of different {', '.join(differing)} are not comparable: run the suite "
+                "again for both"
+            )
+
+
+def picture_name(model: str, prompt_set: str, steps: int, plan: str) -> str:
+    """The name of a run's pictures; `plan` is a plan's text or "reference"."""
+    return f"{model}|{prompt_set}|{steps}|{plan}"
+
+
+def load_results(folder: Path | str) -> SuiteResults:
+    """Read the results of a run.
+
+    Raises:
+        UsageError: there are none, they are of another version of the suite, or a file is missing,
+            outside the folder, or not the one that the manifest has the digest of.
+    """
+    folder = Path(folder)
+    manifest = _read_manifest(folder)
+    try:
+        contents = {name: _verified(folder, name, sha) for name, sha in manifest["files"].items()}
+        tables = {n: pd.read_parquet(io.BytesIO(contents[f"{n}.parquet"])) for n in COLUMNS}
+        pictures = load(contents[_PICTURES])
+        for name, columns in COLUMNS.items():
+            if tuple(tables[name].columns) != columns:
+                raise UsageError(f"{folder / name}.parquet has other columns than {columns}")
+    except UsageError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
+        text = f"{type(error).__name__}: {error}"
+        raise UsageError(f"{folder} holds no whole results of the suite ({text})") from error
+    return SuiteResults(manifest=manifest, pictures=pictures, **tables)
+
+
+def _parquet(table: pd.DataFrame, name: str) -> bytes:
+    content: bytes = table[list(COLUMNS[name])].to_parquet(None, index=False)
+    return content
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / _MANIFEST
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(
+            f"{folder} holds no results: there is no {_MANIFEST} in it; "
+            "`python -m tmpdiff_bench.suite --out FOLDER` makes them"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"{path} can't be read: {error}") from error
+    found = manifest if isinstance(manifest, Mapping) else {}
+    for what, wanted in (("suite_version", VERSION), ("schema_version", SCHEMA_VERSION)):
+        if found.get(what) != wanted:
+            raise UsageError(
+                f"{path} is of {what} {found.get(what)}, this library has {wanted}: results of "
+                "different versions are not comparable; run the suite again"
+            )
+    return manifest
+
+
+def _verified(folder: Path, name: str, digest: str) -> bytes:
+    # a manifest may come from anywhere: it must not make us read outside its own folder
+    if Path(name).name != name or (folder / name).is_symlink():
+        raise UsageError(f"the manifest names {name!r}, which is no plain file of {folder}")
+    try:
+        content = (folder / name).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{folder / name} can't be read: {error.strerror}") from error
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise UsageError(f"{folder / name} is damaged: its sha256 is not the manifest's")
+    return content

@@ -1,0 +1,69 @@
+"""Which allocators run on which tasks, and why the others are left out."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+
+from tmpdiff_bench.allocators import ALLOCATORS, Allocation
+from tmpdiff_bench.allocators.base import COST_TOLERANCE
+from tmpdiff_bench.plan import PrecisionPlan
+from tmpdiff_bench.suite.tasks import Group, Task
+from tmpdiff_bench.suite.v1 import COST_TABLE, PROMPT_SETS, TARGETS, TWO
+
+FEWER_STEPS = "fewer_steps"
+REFERENCE = "reference"
+OURS = (*ALLOCATORS, FEWER_STEPS)
+EXHAUSTIVE_STEPS = 8
+# At 20 steps each of these measures 40 to 580 plans for one target, of 300 to 2,000 network steps a
+# sample: all of them on all tasks would take hours. The one task they have there is in the middle.
+SEARCHES = ("random_search", "greedy_forward", "greedy_backward", "beam", "evolutionary")
+Allocate = Callable[..., Allocation]
+
+
+def left_out(task: Task, allocator: str) -> str:
+    """Why an allocator of ours does not run on a task; empty where it does."""
+    if task.steps <= EXHAUSTIVE_STEPS:
+        return ""
+    if allocator == "exhaustive":
+        return f"{len(task.levels)}^{task.steps} plans are too many to run"
+    middle = TARGETS[task.model][TWO][1]
+    if allocator in SEARCHES and (task.prompt_set, task.levels, task.target_speedup) != (
+        PROMPT_SETS[0],
+        TWO,
+        middle,
+    ):
+        return (
+            f"at {task.steps} steps it measures too many plans: it runs on {PROMPT_SETS[0]}, "
+            f"{' '.join(TWO)}, the target between the others"
+        )
+    return ""
+
+
+def running(task: Task, contributed: Mapping[str, Allocate]) -> dict[str, Allocate]:
+    """The allocators that run on a task, by name; contributed ones run on all."""
+    ours = {name: allocate for name, allocate in ALLOCATORS.items() if not left_out(task, name)}
+    return {**ours, **contributed}
+
+
+def every_plan(group: Group) -> list[list[PrecisionPlan]]:
+    """For each level set all plans within the largest budget of its tasks, those of sets before
+    left out: lists that depend on the group alone, whichever of its tasks are run.
+    """
+    if group.steps > EXHAUSTIVE_STEPS:
+        return []
+    lists, seen = [], set[PrecisionPlan]()
+    for levels, targets in TARGETS[group.model].items():
+        table = COST_TABLE.format(model=group.model)
+        least = Task(group.model, group.prompt_set, levels, table, min(targets), group.steps)
+        costs = least.step_costs()
+        budget = math.fsum(costs[:, 0]) / least.target_speedup * (1 + COST_TOLERANCE)
+        found = [
+            PrecisionPlan(tuple(levels[level] for level in choice))
+            for choice in itertools.product(range(len(levels)), repeat=group.steps)
+            if math.fsum(costs[range(group.steps), choice]) <= budget
+        ]
+        lists.append([plan for plan in found if plan not in seen])
+        seen.update(found)
+    return lists

@@ -1,0 +1,150 @@
+"""Values of all metrics for plans on evaluation prompts, each plan run once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tmpdiff_bench.metrics import evaluate_images, evaluate_latents, get_metric
+from tmpdiff_bench.plan import PrecisionPlan
+from tmpdiff_bench.suite.bench import LEVELS, Bench, Prompts
+from tmpdiff_bench.suite.v1 import METRICS, OF_THE_IMAGE_ALONE
+from tmpdiff_bench.trajectory import NonFiniteLatentsError
+
+PICTURED = 2  # samples whose images are kept
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """`values` (M, n) in the order of `METRICS`, and `pictures` uint8 (m, H, W, 3)."""
+
+    values: NDArray[np.float64]
+    pictures: NDArray[np.uint8]
+
+
+class Scorer:
+    """Scores of plans against the reference of `steps` steps, on evaluation `prompts`.
+
+    A plan of fewer steps is run with so many, from the same noise. As in `MeasuredErrors`, the bits
+    of a run depend on its plan alone.
+    """
+
+    def __init__(self, bench: Bench, prompts: Prompts, steps: int) -> None:
+        self._bench, self.prompts, self._steps = bench, prompts, steps
+        self._found: dict[PrecisionPlan, Score] = {}
+
+    @property
+    def reference(self) -> Score:
+        """Of the reference run itself: against itself, and of its images alone."""
+        return self[PrecisionPlan.uniform(LEVELS[0], self._steps)]
+
+    def __getitem__(self, plan: PrecisionPlan) -> Score:
+        if plan not in self._found:
+            self.prepare([plan])
+        return self._found[plan]
+
+    def prepare(self, plans: Sequence[PrecisionPlan]) -> None:
+        """Run and score plans that are not at hand, sharing their prefixes."""
+        missing: dict[int, list[PrecisionPlan]] = {}
+        for plan in dict.fromkeys(plans):
+            cell = None if plan in self._found else self._bench.store.get(self._key(plan))
+            if cell is not None:
+                self._found[plan] = Score(cell["values"], cell["pictures"])
+            elif plan not in self._found:
+                missing.setdefault(len(plan), []).append(plan)
+        for steps, some in missing.items():
+            for plan, final in self._runs(some, steps):
+                score = self._score(final)
+                cell = {"values": score.values, "pictures": score.pictures}
+                self._bench.store.put(self._key(plan), cell)
+                self._found[plan] = score
+
+    def rows(self, plan: PrecisionPlan, *, alone: bool = False) -> Iterator[dict[str, Any]]:
+        """A row per sample and metric; `alone`: metrics that need no reference only."""
+        table, values = self.prompts.table, self[plan].values
+        for metric, of_samples in zip(METRICS, values, strict=True):
+            if alone and metric not in OF_THE_IMAGE_ALONE:
+                continue
+            for (_, prompt), value in zip(table.iterrows(), of_samples, strict=True):
+                yield {
+                    "prompt_id": prompt["prompt_id"],
+                    "language": prompt["language"],
+                    "seed": self.prompts.seed,
+                    "metric": metric,
+                    "value": float(value),
+                }
+
+    def _score(self, final: Tensor) -> Score:
+        images = self._images(final)
+        reference = self._reference_final
+        found = evaluate_latents(final, reference, [m for m in METRICS if _of(m) == "latents"])
+        found |= evaluate_images(
+            images,
+            self._reference_images,
+            [m for m in METRICS if _of(m) == "images"],
+            requirements=self.prompts.requirements(),
+        )
+        values = np.array([found[metric].values for metric in METRICS], dtype=np.float64)
+        pictures = (images[:PICTURED].clamp(0, 1) * 255).round().to(torch.uint8)
+        return Score(values, pictures.permute(0, 2, 3, 1).contiguous().numpy())
+
+    @cached_property
+    def _reference_final(self) -> Tensor:
+        plan = PrecisionPlan.uniform(LEVELS[0], self._steps)
+        key = self._bench.key(self.prompts, self._steps, purpose="scored reference")
+        cell = self._bench.store.get(key)
+        if cell is None:
+            [(_, final)] = self._runs([plan], self._steps)
+            cell = {"final": final.numpy()}
+            self._bench.store.put(key, cell)
+        return torch.from_numpy(cell["final"])
+
+    @cached_property
+    def _reference_images(self) -> Tensor:
+        return self._images(self._reference_final)
+
+    def _images(self, latents: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self._bench.pipeline(self._steps).decode(latents).cpu()
+
+    def _runs(
+        self, plans: Sequence[PrecisionPlan], steps: int
+    ) -> Iterator[tuple[PrecisionPlan, Tensor]]:
+        for index, run in self._bench.engine(self.prompts, steps).each(plans):
+            if isinstance(run, NonFiniteLatentsError):
+                raise run
+            yield plans[index], run[-1]
+
+    def _key(self, plan: PrecisionPlan) -> str:
+        return self._bench.key(
+            self.prompts,
+            len(plan),
+            purpose="score",
+            plan=str(plan),
+            against=self._steps,
+            pictured=PICTURED,
+            metrics=[[name, sorted(get_metric(name).weights().items())] for name in METRICS],
+        )
+
+
+class ShortRuns:
+    """Errors on calibration samples of the reference with fewer steps."""
+
+    def __init__(self, bench: Bench, prompts: Prompts, steps: int) -> None:
+        self._scorer = Scorer(bench, prompts, steps)
+
+    def __call__(self, steps: int) -> float:
+        """The mean latent RMSE of a run of `steps` steps."""
+        plan = PrecisionPlan.uniform(LEVELS[0], steps)
+        return float(self._scorer[plan].values[METRICS.index("latent_rmse")].mean())
+
+
+def _of(metric: str) -> str:
+    return get_metric(metric).of

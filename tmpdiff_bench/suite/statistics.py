@@ -1,0 +1,141 @@
+"""Inference on paired differences and ranks: functions of arrays.
+
+The unit of replication is the prompt: values of one prompt, over tasks, are averaged before.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from tmpdiff_bench.errors import UsageError
+
+Floats = NDArray[np.float64]
+EXACT_UNITS = 14  # up to 2^14 patterns of signs are all tried
+RESAMPLES = 9_999
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate, and the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def paired_interval(
+    differences: ArrayLike, *, level: float = 0.95, rng: int | np.random.Generator = 0
+) -> Interval:
+    """The mean of differences (n,), one per prompt, with a bootstrap interval.
+
+    Prompts are drawn with replacement and means are studentised (Efron & Tibshirani 1993, chapter
+    12): percentile intervals are too short for a dozen prompts. With fewer than three prompts, or
+    equal differences, there is nothing to resample: the ends are NaN, or the mean itself.
+    """
+    x = _units(differences)
+    mean, n = float(x.mean()), len(x)
+    if n < 3:
+        return Interval(mean, math.nan, math.nan)
+    error = x.std(ddof=1) / math.sqrt(n)
+    if error <= 1e-12 * abs(mean):
+        return Interval(mean, mean, mean)
+    drawn = x[np.random.default_rng(rng).integers(n, size=(RESAMPLES, n))]
+    spread = drawn.std(axis=1, ddof=1) / math.sqrt(n)
+    # a draw of one prompt n times has no spread; rare, and left out
+    t = (drawn.mean(axis=1) - mean)[spread > 0] / spread[spread > 0]
+    low, high = np.quantile(t, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(mean, mean - float(high) * error, mean - float(low) * error)
+
+
+def sign_flip(differences: ArrayLike, *, rng: int | np.random.Generator = 0) -> float:
+    """Two-sided p-value of "differences are symmetric about 0", one per prompt.
+
+    Exact (all 2^n patterns of signs) up to 14 prompts, else from 9,999 random patterns, the
+    observed one added (Phipson & Smyth 2010), so never 0. With n prompts it is 2^(1-n) at least.
+    """
+    x = _units(differences)
+    n = len(x)
+    if n <= EXACT_UNITS:
+        signs = np.array(list(itertools.product((1.0, -1.0), repeat=n)))
+    else:
+        draws = np.random.default_rng(rng).integers(2, size=(RESAMPLES, n)) * 2.0 - 1.0
+        signs = np.concatenate([np.ones((1, n)), draws])
+    sums = np.abs(signs @ x)
+    # sums of equal terms in another order differ in their last bits
+    return float(np.mean(sums >= sums[0] * (1 - 1e-12)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values of a family (Holm 1979); NaN, for what was not tested, stays NaN."""
+    p = np.asarray(p_values, dtype=np.float64)
+    adjusted = np.full(len(p), math.nan)
+    tested = [i for i in np.argsort(p, kind="stable") if not math.isnan(p[i])]
+    largest = 0.0
+    for place, i in enumerate(tested):
+        largest = max(largest, min(1.0, (len(tested) - place) * p[i]))
+        adjusted[i] = largest
+    return [float(value) for value in adjusted]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Mean ranks of k methods over N blocks, 1 being best.
+
+    `critical_difference`: mean ranks that differ by less are not told apart (Nemenyi, at 5 %).
+    `friedman_p`: of "all methods are alike". `cliques`: largest sets not told apart.
+    """
+
+    names: tuple[str, ...]
+    mean_ranks: tuple[float, ...]
+    blocks: int
+    friedman_p: float
+    critical_difference: float
+
+    @property
+    def cliques(self) -> list[tuple[str, ...]]:
+        """By mean rank; sets of one are left out."""
+        order = sorted(range(len(self.names)), key=lambda i: self.mean_ranks[i])
+        found: list[tuple[int, ...]] = []
+        for start, first in enumerate(order):
+            reach = [
+                i
+                for i in order[start:]
+                if self.mean_ranks[i] - self.mean_ranks[first] <= self.critical_difference
+            ]
+            if len(reach) > 1 and not any(set(reach) <= set(clique) for clique in found):
+                found.append(tuple(reach))
+        return [tuple(self.names[i] for i in clique) for clique in found]
+
+
+def mean_ranks(errors: ArrayLike, names: Sequence[str], *, alpha: float = 0.05) -> Ranks:
+    """Ranks of errors (N blocks, k methods), lower being better (Demsar 2006). Ties share a rank.
+
+    Blocks should be independent. Tasks that differ in target speedup alone are not: average over
+    them first.
+    """
+    table = np.asarray(errors, dtype=np.float64)
+    if table.ndim != 2 or table.shape[1] != len(names) or not np.isfinite(table).all():
+        raise UsageError(f"errors of shape (N, {len(names)}) and finite are needed")
+    blocks, k = table.shape
+    if blocks < 2 or k < 3:
+        raise UsageError(f"{k} methods in {blocks} blocks: 3 and 2 are the least to be ranked")
+    ranks = stats.rankdata(table, axis=1)
+    same = bool((ranks == ranks[:, :1]).all())
+    p = 1.0 if same else float(stats.friedmanchisquare(*table.T).pvalue)
+    q = float(stats.studentized_range.ppf(1 - alpha, k, np.inf)) / math.sqrt(2)
+    difference = q * math.sqrt(k * (k + 1) / (6 * blocks))
+    return Ranks(tuple(names), tuple(map(float, ranks.mean(axis=0))), blocks, p, difference)
+
+
+def _units(differences: ArrayLike) -> Floats:
+    x = np.asarray(differences, dtype=np.float64)
+    if x.ndim != 1 or not len(x) or not np.isfinite(x).all():
+        raise UsageError("differences are finite numbers, one a prompt, and at least one")
+    return x
