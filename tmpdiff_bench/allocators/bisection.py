@@ -16,6 +16,7 @@ from tmpdiff_bench.allocators.citations import TMPDIFF
 from tmpdiff_bench.allocators.filling import Estimates, Filling, fill, possible_gains
 from tmpdiff_bench.allocators.intervals import Forest, Leaf
 from tmpdiff_bench.allocators.multiple_choice import cheapest_choice
+from tmpdiff_bench.allocators.options import number
 from tmpdiff_bench.allocators.oracle import Oracle, declares
 from tmpdiff_bench.errors import UsageError
 
@@ -58,10 +59,11 @@ def bisection(
     Raises:
         InfeasibleBudgetError: tolerance mode found no plan within the budget.
     """
-    if not (math.isfinite(power) and power > 0):
+    power = number("power", power)
+    if power <= 0:
         raise UsageError(f"power is {power}: a positive number is needed")
-    if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
-        raise UsageError(f"tolerance is {tolerance}: errors are finite and not negative")
+    if tolerance is not None:
+        tolerance = number("tolerance", tolerance, 0)
     limit = max_evaluations
     if limit is None:
         limit = max(1, 2 * problem.steps * (len(problem.levels) - 1))
@@ -92,7 +94,7 @@ def _within_budget(forest: Forest) -> Allocation:
         forest.split(leaf)
     choice = filling.choice
     if all(len(leaf.steps) == 1 for leaf in forest.leaves) and not _equal_pair(problem):
-        exact, total = cheapest_choice(problem, estimates.mean)
+        exact, total, _ = cheapest_choice(problem, estimates.mean)
         if total < math.fsum(estimates.mean[s, level] for s, level in enumerate(choice)):
             choice = exact
     oracle(choice)
@@ -149,7 +151,7 @@ def _within_tolerance(forest: Forest, tolerance: float) -> Allocation:
         if oracle.left <= 1:  # the last one is for the plan
             break
         forest.leaves, forest.inner = [], []
-        choice = _accepted(forest, math.pow(target, forest.power) / problem.steps)
+        choice = _accepted(forest, forest.raised(target) / problem.steps)
         error = 0.0 if choice == reference else oracle(choice)
         if error <= tolerance:
             break
