@@ -193,12 +193,15 @@ class AllocationProblem:
     def indices(self, choice: Iterable[int]) -> Choice:
         """Level indices, checked. Raises `UsageError` unless there is one of 0..L-1 a step."""
         try:
-            found = tuple(map(operator.index, choice))
+            found = tuple(choice)
+            if set(map(type, found)) != {int}:
+                found = tuple(map(operator.index, found))
         except TypeError:
             raise UsageError(
                 f"{choice!r} is no choice of levels: a plan, or {self.steps} level indices"
             ) from None
-        if len(found) != self.steps or min(found) < 0 or max(found) >= len(self.levels):
+        used = set(found)
+        if len(found) != self.steps or min(used) < 0 or max(used) >= len(self.levels):
             raise UsageError(
                 f"{found!r} is no choice of levels: {self.steps} indices from 0 to "
                 f"{len(self.levels) - 1} are needed, one a step"
