@@ -39,7 +39,9 @@ class PrecisionPlan:
                 "text is read by PrecisionPlan.parse"
             )
         _check_steps(len(self.levels))
-        for level in self.levels:
+        # each name once: plans of a thousand steps are made by the thousand
+        text = all(type(level) is str for level in self.levels)
+        for level in dict.fromkeys(self.levels) if text else self.levels:
             if not isinstance(level, str) or _LEVEL.fullmatch(level) is None:
                 raise UsageError(
                     f"bad level name {level!r}: names are non-empty, without whitespace or '*'"

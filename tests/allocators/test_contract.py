@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import itertools
-from collections.abc import Callable
+import math
+from typing import Any
 
 import pytest
 
@@ -14,15 +16,22 @@ from tmpdiff_bench.allocators import (
     ALLOCATORS,
     Allocation,
     AllocationProblem,
+    InfeasibleBudgetError,
+    MeasurementError,
     Oracle,
+    beam,
+    declares,
     evaluation_bound,
     exhaustive,
     get_allocator,
+    gram,
+    greedy_backward,
     greedy_forward,
     uniform,
 )
-from tmpdiff_bench.allocators.contract import ContractError, check
+from tmpdiff_bench.allocators.contract import Allocate, ContractError, check
 from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.plan import PrecisionPlan
 
 EXACT = {"exhaustive", "knapsack", "gram"}
 
@@ -51,22 +60,36 @@ def test_an_unknown_allocator_is_told_with_the_nearest() -> None:
         get_allocator("bisect")
 
 
+def changed(**changes: Any) -> Allocate:
+    """An allocator whose result is right but for some fields, given as functions of it."""
+
+    def allocate(problem: AllocationProblem) -> Allocation:
+        found = greedy_forward(problem)
+        return dataclasses.replace(found, **{name: f(found) for name, f in changes.items()})
+
+    return allocate
+
+
 def over_budget(problem: AllocationProblem) -> Allocation:
-    found = uniform(problem)
-    plan = (0,) * problem.steps
-    return dataclasses.replace(found, plan=problem.plan(plan), cost=problem.cost(plan))
-
-
-def flattering(problem: AllocationProblem) -> Allocation:
     found = greedy_forward(problem)
-    return dataclasses.replace(found, error=found.error / 2)
+    plan = problem.plan((0,) * problem.steps)
+    return dataclasses.replace(found, plan=plan, cost=problem.reference_cost)
+
+
+def of_other_levels(problem: AllocationProblem) -> Allocation:
+    plan = PrecisionPlan.uniform("elsewhere", problem.steps)
+    return dataclasses.replace(greedy_forward(problem), plan=plan)
 
 
 def without_an_account(problem: AllocationProblem) -> Allocation:
-    for level in problem.levels:
-        if problem.fits(problem.step_costs[:, problem.levels.index(level)].sum()):
-            problem.error(problem.plan([problem.levels.index(level)] * problem.steps))
-    return uniform(problem)
+    problem.error(problem.plan(problem.cheapest))
+    with Oracle(problem, "twice", "") as oracle:
+        return oracle.allocation(problem.cheapest)
+
+
+def secretive(problem: AllocationProblem) -> Allocation:
+    problem.error(problem.plan([len(problem.levels) - 1] * problem.steps))
+    return greedy_backward(dataclasses.replace(problem, error=functools.cache(problem.error)))
 
 
 CALLS = itertools.count(1)
@@ -88,45 +111,163 @@ def by_absolute_size(problem: AllocationProblem) -> Allocation:
         return oracle.allocation(problem.cheapest)
 
 
-def too_sure(problem: AllocationProblem) -> Allocation:
-    return dataclasses.replace(exhaustive(problem), lower_bound=1e9)
-
-
 def swallowing(problem: AllocationProblem) -> Allocation:
-    def error(plan: object) -> float:
+    def error(plan: PrecisionPlan) -> float:
         try:
-            return problem.error(plan)  # type: ignore[arg-type]
+            return problem.error(plan)
         except Exception:
             return 0.0
 
-    return uniform(dataclasses.replace(problem, error=error))
+    return greedy_forward(dataclasses.replace(problem, error=error))
 
 
+def credulous(problem: AllocationProblem) -> Allocation:
+    def error(plan: PrecisionPlan) -> float:
+        value = problem.error(plan)
+        return value if 0 <= value < math.inf else 1.0
+
+    return greedy_forward(dataclasses.replace(problem, error=error))
+
+
+def forgetful(problem: AllocationProblem) -> Allocation:
+    """Loses what was paid for when the oracle fails."""
+    try:
+        return greedy_forward(problem)
+    except MeasurementError:
+        raise
+    except Exception as error:
+        raise type(error) from None
+
+
+def measuring_again(problem: AllocationProblem) -> Allocation:
+    """Takes no notice of what is known."""
+    return greedy_forward(dataclasses.replace(problem, known={}))
+
+
+@declares(lambda steps, levels: 1)
 def spendthrift(problem: AllocationProblem) -> Allocation:
     return exhaustive(problem)
 
 
-spendthrift.evaluation_bound = lambda steps, levels: 1  # type: ignore[attr-defined]
+def picky(problem: AllocationProblem) -> Allocation:
+    """Refuses budgets, and says nothing of it."""
+    if problem.steps > 3:
+        raise InfeasibleBudgetError("too many steps")
+    return greedy_forward(problem)
+
+
+def undeclared(problem: AllocationProblem) -> Allocation:
+    """Needs the inner products, and says nothing of it."""
+    return gram(problem)
+
+
+def with_excuses(problem: AllocationProblem) -> Allocation:
+    if problem.steps > 3:
+        raise UsageError("this problem has no gram, no single_errors, and too many steps")
+    return greedy_forward(problem)
+
+
+@declares(needs=("gram",))
+def needing_nothing(problem: AllocationProblem) -> Allocation:
+    return greedy_forward(problem)
+
+
+@declares(needs=("gram",), predicts="gram")
+def sure_of_its_form(problem: AllocationProblem) -> Allocation:
+    """Takes its own prediction for the least, which it is not."""
+    problem.need_gram("it")
+    found = greedy_forward(problem)
+    value = math.sqrt(max(problem.predicted_square(problem.choice(found.plan)), 0.0))
+    return dataclasses.replace(found, predicted_error=value, lower_bound=value)
+
+
+@declares(predicts="sum")
+def predicting_something_else(problem: AllocationProblem) -> Allocation:
+    return dataclasses.replace(greedy_forward(problem), predicted_error=12.5)
+
+
+def of_one_unit(problem: AllocationProblem) -> Allocation:
+    return dataclasses.replace(greedy_forward(problem), predicted_error=1.0)
+
+
+def reading_nothing_there(problem: AllocationProblem) -> Allocation:
+    found = greedy_forward(problem)
+    trace = tuple(dataclasses.replace(m, error=m.error + 1) for m in found.trace)
+    return dataclasses.replace(found, trace=trace)
+
+
+def twice_in_the_trace(problem: AllocationProblem) -> Allocation:
+    found = greedy_forward(problem)
+    return dataclasses.replace(found, trace=found.trace * 2)
+
+
+def no_allocation(problem: AllocationProblem) -> Any:
+    return problem.plan(problem.cheapest)
 
 
 @pytest.mark.parametrize(
     ("allocate", "message"),
     [
+        (no_allocation, "returned no Allocation"),
         (over_budget, "over budget"),
-        (flattering, "error is not the oracle's"),
+        (of_other_levels, "plan is not the problem's: unknown level"),
+        (changed(cost=lambda f: f.cost * 1.001), "cost is not the plan's"),
+        (changed(budget=lambda f: f.budget + 1), "budget is not the problem's"),
+        (changed(speedup=lambda f: f.speedup + 0.1), "speedup is not the plan's"),
+        (changed(error=lambda f: f.error / 2 + 1), "error is not the oracle's"),
+        (changed(error_source=lambda f: "guessed"), "error's source"),
+        (changed(allocator=lambda f: ""), "no name"),
+        (changed(citation=lambda f: None), "citation is not BibTeX"),
+        (changed(citation=lambda f: "Smith 2020"), "citation is not BibTeX"),
+        (changed(citation=lambda f: "@misc{key, title = {open}"), "citation is not BibTeX"),
+        (changed(predicted_error=lambda f: math.nan), "predicted_error is nan"),
+        (changed(predicted_error=lambda f: -1.0), "predicted_error is -1"),
+        (changed(lower_bound=lambda f: math.inf), "lower_bound is inf"),
+        (changed(seconds=lambda f: f.seconds + 60), "seconds are not"),
+        (changed(seconds=lambda f: -1.0), "seconds are not"),
+        (changed(oracle_seconds=lambda f: f.seconds + 1), "seconds are not"),
+        (changed(evaluations=lambda f: f.evaluations + 1), "evaluations are not"),
+        (changed(nfe=lambda f: f.nfe - 1), "nfe is not"),
+        (changed(plain_nfe=lambda f: f.plain_nfe + 1), "plain_nfe is not"),
+        (changed(trace=lambda f: f.trace[:-1]), "trace is not whole"),
+        (changed(lower_bound=lambda f: f.error * 2), "bound is above the plan's own value"),
+        (changed(lower_bound=lambda f: f.error), "bound is above the optimum"),
+        (reading_nothing_there, "trace is wrong of plan"),
+        (twice_in_the_trace, "trace has a plan twice"),
         (without_an_account, "measured twice"),
+        (secretive, "measured twice|trace is not whole"),
         (of_another_mind_each_time, "differs from the first|trace is not whole"),
-        (by_absolute_size, "another scale"),
-        (too_sure, "lower bound"),
-        (swallowing, "swallowed"),
+        (by_absolute_size, "another scale of errors gives another plan"),
+        (of_one_unit, "does not scale the predicted_error"),
+        (predicting_something_else, "not the sum|does not scale"),
+        (sure_of_its_form, "bound is above the optimum"),
+        (swallowing, "swallowed|was taken"),
+        (credulous, "an error of nan was taken"),
+        (forgetful, "not in `partial`"),
+        (measuring_again, "measured again"),
         (spendthrift, "more than the 1 declared"),
+        (picky, "declare may_refuse"),
+        (undeclared, "needs the problem's gram.*declare what it needs"),
+        (with_excuses, "declare what it needs"),
+        (needing_nothing, "does without"),
     ],
 )
-def test_a_broken_promise_is_noticed(
-    allocate: Callable[[AllocationProblem], Allocation], message: str
-) -> None:
+def test_a_broken_promise_is_noticed(allocate: Allocate, message: str) -> None:
     with pytest.raises(ContractError, match=message):
-        check(allocate, problems=200)
+        check(allocate, problems=100)
+
+
+def test_options_may_be_bound() -> None:
+    assert check(functools.partial(gram, max_nodes=0), problems=10) >= 3
+    assert check(functools.partial(beam, width=2), problems=5) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"problems": 0}, "problems is 0"), ({"rng": -1}, "rng is -1")]
+)
+def test_the_suite_checks_its_own_options(options: dict[str, int], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        check(uniform, **options)
 
 
 def test_an_inexact_allocator_is_not_exact() -> None:

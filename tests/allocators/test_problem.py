@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from tmpdiff_bench.allocators import (
     bisection,
     exhaustive,
     gram,
+    gram_front,
     knapsack,
     random_search,
     uniform,
@@ -65,12 +68,64 @@ def problem(**changes: Any) -> AllocationProblem:
         ({"gram": np.triu(np.ones((4, 4)))}, "symmetric"),
         ({"gram": np.full((4, 4), math.nan)}, "gram must be finite"),
         ({"nfe_per_step": 0}, "nfe_per_step"),
-        ({"nfe_per_step": [1, 2]}, "nfe_per_step"),
+        ({"nfe_per_step": [1, 2]}, "nfe_per_step has 2 numbers for 4 steps"),
+        ({"nfe_per_step": True}, "nfe_per_step is True: a whole number"),
+        ({"nfe_per_step": 1.5}, "nfe_per_step is 1.5"),
+        ({"nfe_per_step": [1, 1, False, 1]}, "nfe_per_step is False"),
+        ({"nfe_per_step": None}, "nfe_per_step is None"),
+        ({"nfe_per_step": "1111"}, "nfe_per_step"),
+        ({"levels": "ab"}, "levels is 'ab': a sequence of names"),
+        ({"levels": None}, "levels is None: a sequence of names"),
+        ({"error": 3.0}, "error is 3.0: a function"),
+        ({"error": None}, "error is None: a function"),
+        ({"budget": "3"}, "budget is '3': a finite number"),
+        ({"budget": True}, "budget is True"),
+        ({"known": [1]}, "known is .*a mapping"),
+        ({"known": {"b b b b": 1.0}}, "known: 'b b b b' is no PrecisionPlan"),
+        ({"known": {PrecisionPlan.uniform("b", 3): 1.0}}, "known: plan b.3 has 3 steps"),
+        ({"known": {PrecisionPlan.uniform("c", 4): 1.0}}, "known: unknown level 'c'"),
+        ({"known": {PrecisionPlan.uniform("b", 4): math.nan}}, "known: the error of plan .* nan"),
+        ({"known": {PrecisionPlan.uniform("b", 4): "1"}}, "known: the error of plan .* '1'"),
+        ({"step_costs": COSTS * 1e101}, "step_costs goes up to 1e.101: choose a unit"),
+        ({"single_errors": SINGLES * 1e200}, "single_errors goes up to 1e.200: choose a unit"),
+        ({"gram": np.eye(4) * 1e250}, "gram goes up to 1e.250"),
     ],
 )
 def test_values_that_cannot_be_used(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         problem(**changes)
+
+
+@pytest.mark.parametrize("nfe", [np.int64(2), [2, 2, 2, 2], np.array([2, 2, 2, 2])])
+def test_whole_numbers_of_any_kind_count_network_evaluations(nfe: Any) -> None:
+    assert problem(nfe_per_step=nfe).nfe_per_step == (2, 2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ((0, 1), r"\(0, 1\) is no choice of levels: 4 indices from 0 to 1"),
+        ((0, 1, 1, 0, 0), "no choice of levels"),
+        ((0, 1, 2, 0), "no choice of levels"),
+        ((0, -1, 0, 0), "no choice of levels"),
+        ((0, 0.5, 0, 0), "no choice of levels"),
+        ("abab", "no choice of levels"),
+        (3, "3 is no choice of levels"),
+    ],
+)
+def test_choices_that_are_none(choice: Any, message: str) -> None:
+    task = problem(gram=np.eye(4))
+    for use in (task.plan, task.cost, task.predicted_square):
+        with pytest.raises(UsageError, match=message):
+            use(choice)
+
+
+def test_what_is_no_measurement_and_no_plan() -> None:
+    texts: Any = ["b", "a a a a"]
+    with pytest.raises(UsageError, match="'b' is no Measurement"):
+        problem().knowing(texts)
+    with pytest.raises(UsageError, match="'a a a a' is no PrecisionPlan"):
+        problem().choice(texts[1])
 
 
 def test_an_impossible_budget_names_the_least_cost() -> None:
@@ -168,11 +223,37 @@ def test_network_evaluations_may_differ_by_step() -> None:
     assert found.nfe == 2 * 8  # the reference and one plan, which share nothing
 
 
-def test_errors_that_are_none_keep_what_was_paid() -> None:
-    values = iter([1.0, 2.0, "much"])
-    with pytest.raises(MeasurementError, match="is 'much'") as raised:
+@pytest.mark.parametrize("bad", ["1", True, np.bool_(True), b"1", None, 1j, [1.0], 10**400, 1e101])
+def test_errors_that_are_none_keep_what_was_paid(bad: Any) -> None:
+    values = iter([1.0, 2.0, bad])
+    with pytest.raises(MeasurementError, match="errors are numbers from 0") as raised:
         random_search(problem(error=lambda plan: next(values)))
+    assert repr(bad) in str(raised.value)
     assert [m.error for m in raised.value.partial] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("good", [1, np.float32(1), np.float64(1), np.int64(1), Fraction(1)])
+def test_numbers_of_any_kind_are_errors(good: Any) -> None:
+    assert uniform(problem(error=lambda plan: good)).error == 1
+
+
+def test_an_error_function_that_allocates_itself() -> None:
+    """The account of a call inside of `error` is of another problem: not that of this one."""
+
+    def error(plan: PrecisionPlan) -> float:
+        if plan.count("b") == 2:
+            uniform(problem(error=lambda inner: math.nan))
+        return 1.0
+
+    with pytest.raises(MeasurementError, match="is nan") as raised:
+        bisection(problem(error=error))
+    assert [m.plan for m in raised.value.partial] == [PrecisionPlan.uniform("b", 4)]
+
+
+def test_powers_that_overflow_are_named() -> None:
+    task = problem(error=lambda plan: 1e90)
+    with pytest.raises(UsageError, match=r"an error of 1e\+90 to the power 4 is too large"):
+        bisection(task, power=4)
 
 
 def test_an_exception_keeps_its_type_and_gets_a_note() -> None:
@@ -182,7 +263,8 @@ def test_an_exception_keeps_its_type_and_gets_a_note() -> None:
     known = [Measurement(PrecisionPlan.uniform("b", 4), 4.0)]
     with pytest.raises(KeyboardInterrupt) as raised:
         bisection(problem(error=error).knowing(known))
-    assert raised.value.partial == (Measurement(known[0].plan, 4.0, read=True),)  # type: ignore[attr-defined]
+    read = Measurement(known[0].plan, 4.0, read=True)
+    assert vars(raised.value)["partial"] == (read,)
     assert "1 evaluations" in raised.value.__notes__[0]
 
 
@@ -197,15 +279,38 @@ def test_an_exception_keeps_its_type_and_gets_a_note() -> None:
             lambda p: exhaustive(additive(np.ones((9999, 3)), 9999, np.zeros((9999, 3)))),
             r"some 10\^4771 plans",
         ),
-        (lambda p: bisection(p, max_evaluations=0), "bisection may make 0"),
+        (lambda p: bisection(p, max_evaluations=0), "max_evaluations is 0"),
         (lambda p: bisection(p, power=0), "power"),
         (lambda p: bisection(p, tolerance=-1), "tolerance"),
-        (lambda p: random_search(p, max_evaluations=-3), "random_search may make -3"),
-        (lambda p: ALLOCATORS["beam"](p, width=0), "width 0"),
-        (lambda p: ALLOCATORS["evolutionary"](p, population=1), "population of 1"),
-        (lambda p: ALLOCATORS["evolutionary"](p, mutation=2), "rate of 2"),
+        (lambda p: random_search(p, max_evaluations=-3), "max_evaluations is -3"),
+        (lambda p: ALLOCATORS["beam"](p, width=0), "width is 0: a whole"),
+        (lambda p: ALLOCATORS["evolutionary"](p, population=1), "population is 1: a whole"),
+        (
+            lambda p: ALLOCATORS["evolutionary"](p, mutation=2),
+            "mutation is 2: a finite number from 0 to 1",
+        ),
         (lambda p: ALLOCATORS["first_last"](p, by="luck"), "by='luck'"),
         (lambda p: gram(p, max_nodes=-1), "max_nodes"),
+        *[
+            (functools.partial(ALLOCATORS[name], **{option: bad}), f"{option} is {bad!r}")
+            for name, option, values in (
+                ("random_search", "rng", (-1, None, "x", True, 1.0)),
+                ("evolutionary", "rng", (-1, None, "x", True, 1.0)),
+                ("random_search", "max_evaluations", (2.5, "x", math.nan, True)),
+                ("evolutionary", "max_evaluations", (2.5, "x", math.nan, True)),
+                ("bisection", "max_evaluations", (2.5, "x", math.nan, True)),
+                ("bisection", "tolerance", ("x", True, math.nan)),
+                ("bisection", "power", ("x", True, math.inf)),
+                ("beam", "width", (1.5, "x", True, None)),
+                ("evolutionary", "population", (2.5, "x", True)),
+                ("evolutionary", "mutation", ("x", True, math.nan)),
+                ("gram", "max_nodes", (2.5, "x", True)),
+            )
+            for bad in values
+        ],
+        (lambda p: gram_front(p, points=1), "points is 1"),
+        (functools.partial(gram_front, points="many"), "points is 'many'"),
+        (lambda p: gram_front(p, max_nodes=-1), "max_nodes is -1"),
     ],
 )
 def test_options_that_cannot_be_used(

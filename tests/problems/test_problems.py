@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,14 @@ from tmpdiff_bench.allocators import AllocationProblem, gram, knapsack, random_s
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.noise import initial_noise
 from tmpdiff_bench.plan import PrecisionPlan
-from tmpdiff_bench.problems import LiveError, RelativeCosts, from_recording, live, live_problem
+from tmpdiff_bench.problems import (
+    LiveError,
+    RecordedError,
+    RelativeCosts,
+    from_recording,
+    live,
+    live_problem,
+)
 from tmpdiff_bench.trajectory import PrefixEngine, Workload
 
 COSTS = RelativeCosts("assumed", {"fp32": 1.0, "w8a8": 0.5, "w4a4": 0.25})
@@ -77,6 +86,79 @@ def test_the_engine_spends_what_the_account_says(monkeypatch: pytest.MonkeyPatch
     found = random_search(task)
     assert isinstance(task.error, LiveError)
     assert task.error.engine.nfe == found.nfe * len(WORKLOAD.samples)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": STEPS + 1}, "the pipeline's steps is 4, the workload's is 5"),
+        ({"guidance": 3.0}, "the pipeline's guidance is 1.0, the workload's is 3.0"),
+        ({"resolution": (64, 64)}, "the pipeline's resolution"),
+    ],
+)
+def test_a_pipeline_of_other_settings_than_the_workload_s(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(live, "LevelBank", lambda *_: ToyBank(LEVELS))
+    other = dataclasses.replace(WORKLOAD, **changes)
+    with pytest.raises(UsageError, match=message):
+        live_problem(ToyPipeline(STEPS), other, COSTS, levels=tuple(LEVELS), speedup=2)
+
+
+def test_inner_products_are_only_given_in_the_units_of_errors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(live, "LevelBank", lambda *_: ToyBank(LEVELS))
+    squares = live_problem(
+        ToyPipeline(STEPS),
+        WORKLOAD,
+        COSTS,
+        levels=tuple(LEVELS),
+        speedup=2,
+        metric="latent_mse",
+        record_singles=True,
+    )
+    assert squares.single_errors is not None
+    for task in (squares, from_recording(recording(), COSTS, speedup=2, metric="latent_mse")):
+        assert task.gram is None
+        with pytest.raises(UsageError, match="of latent_rmse give them"):
+            gram(task)
+        assert knapsack(task).error > 0
+
+
+def test_a_predicted_mean_square_is_the_form_itself() -> None:
+    made = recording()
+    plan = PrecisionPlan.parse("w4a4 w8a8 fp32 w4a4 w8a8 fp32")
+    task = from_recording(made, COSTS, speedup=2)
+    square = task.predicted_square(task.choice(plan))
+    assert RecordedError(made, "latent_mse")(plan) == pytest.approx(square)
+    assert RecordedError(made, "latent_rmse")(plan) == pytest.approx(math.sqrt(square))
+
+
+@pytest.mark.parametrize(
+    ("workload", "nfe", "expected"),
+    [
+        ({"model": "sd3", "weights": "embedded", "guidance": 4.0}, {}, (2,) * 6),
+        ({"model": "sd3", "weights": "embedded", "guidance": 1.0}, {}, (1,) * 6),
+        ({"model": "flux", "weights": "embedded", "guidance": 4.0}, {}, (2,) * 6),
+        ({"model": "flux", "weights": "some/dev", "guidance": 4.0}, {}, (1,) * 6),
+        ({"model": "sd3", "guidance": 1.0}, {"per_step": [1, 2, 2, 2, 2, 1]}, (1, 2, 2, 2, 2, 1)),
+    ],
+)
+def test_guidance_counts_two_network_evaluations(
+    workload: dict[str, Any], nfe: dict[str, Any], expected: tuple[int, ...]
+) -> None:
+    made = recording()
+    made.manifest.update(workload=workload, nfe=nfe)
+    assert from_recording(made, COSTS, speedup=2).nfe_per_step == expected
+
+
+def test_plans_that_are_not_the_recording_s() -> None:
+    error = RecordedError(recording(), "latent_rmse")
+    with pytest.raises(UsageError, match=r"fp32\*3 w8a8 has 4 steps, the recording 6"):
+        error(PrecisionPlan.parse("fp32*3 w8a8"))
+    with pytest.raises(UsageError, match="unknown level of the recording 'w8a9'"):
+        error(PrecisionPlan.parse("fp32*5 w8a9"))
 
 
 def test_unknown_metrics_and_levels_without_a_cost(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from tmpdiff_bench.allocators.gram_front import FrontPoint, gram_front
 from tmpdiff_bench.allocators.greedy_backward import greedy_backward
 from tmpdiff_bench.allocators.greedy_forward import greedy_forward
 from tmpdiff_bench.allocators.knapsack import knapsack
-from tmpdiff_bench.allocators.oracle import Oracle, declares, evaluation_bound
+from tmpdiff_bench.allocators.oracle import Declared, Oracle, declares, evaluation_bound
 from tmpdiff_bench.allocators.random_search import random_search
 from tmpdiff_bench.allocators.registry import ALLOCATORS, get_allocator
 from tmpdiff_bench.allocators.uniform import uniform
@@ -31,6 +31,7 @@ __all__ = [
     "Allocation",
     "AllocationProblem",
     "Allocator",
+    "Declared",
     "FrontPoint",
     "InfeasibleBudgetError",
     "Measurement",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tmpdiff_bench.allocators.options import number, whole
 from tmpdiff_bench.errors import UsageError, unknown
 from tmpdiff_bench.plan import PrecisionPlan, nodes_per_step
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Choice = tuple[int, ...]  # a plan as indices into the problem's levels
 COST_TOLERANCE = 1e-9  # relative: sums of equal costs in another order differ in the last bits
+LARGEST = 1e100  # of costs and errors: their sums and squares must not overflow
 
 
 class InfeasibleBudgetError(UsageError):
@@ -69,6 +72,8 @@ class AllocationProblem:
         nfe_per_step: network evaluations a sample takes at every step (2 for a CFG pair), or at
             each of the S.
 
+    Costs and errors are at most 1e100, so that sums and squares of them are numbers.
+
     A plan's cost may exceed the budget by 1e-9 of it, so that rounding decides nothing.
 
     Raises:
@@ -84,16 +89,22 @@ class AllocationProblem:
     gram: Floats | None = None
     known: Mapping[PrecisionPlan, float] = field(default_factory=dict)
     nfe_per_step: int | Sequence[int] = 1
+    _rows: list[list[float]] = field(init=False, repr=False)  # of step_costs: quicker to index
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
-        set_(self, "levels", tuple(self.levels))
+        set_(self, "levels", _names(self.levels))
         if not self.levels or len(set(self.levels)) < len(self.levels):
             raise UsageError(f"levels are one or more different names, got {self.levels!r}")
         PrecisionPlan(self.levels)  # the names are those of a plan
         costs = _array("step_costs", self.step_costs, (None, len(self.levels)), "(S, L)")
         PrecisionPlan.uniform(self.levels[0], len(costs))  # so is the number of steps
         set_(self, "step_costs", costs)
+        set_(self, "_rows", costs.tolist())
+        if not callable(self.error):
+            raise UsageError(
+                f"error is {self.error!r}: a function from a PrecisionPlan to its error is needed"
+            )
         if self.single_errors is not None:
             singles = _array("single_errors", self.single_errors, costs.shape, "(S, L)")
             if singles[:, 0].any():
@@ -105,12 +116,9 @@ class AllocationProblem:
             if not np.allclose(gram, gram.T, rtol=1e-6, atol=1e-9 * np.abs(gram).max(initial=0.0)):
                 raise UsageError("gram must be symmetric: it holds inner products")
             set_(self, "gram", _frozen((gram + gram.T) / 2))
-        nfe = self.nfe_per_step
-        each = (nfe,) * len(costs) if isinstance(nfe, int) else tuple(nfe)
-        if len(each) != len(costs) or not all(isinstance(n, int) and n >= 1 for n in each):
-            raise UsageError(f"nfe_per_step is {nfe!r}: 1 or more is needed, for all or each")
-        set_(self, "nfe_per_step", each)
-        set_(self, "budget", _finite("budget", self.budget))
+        set_(self, "nfe_per_step", _each_step(self.nfe_per_step, len(costs)))
+        set_(self, "known", self._checked_known())
+        set_(self, "budget", number("budget", self.budget))
         least = math.fsum(costs.min(axis=1))
         if not self.fits(least):
             raise InfeasibleBudgetError(
@@ -132,12 +140,12 @@ class AllocationProblem:
         nfe_per_step: int | Sequence[int] = 1,
     ) -> AllocationProblem:
         """The problem whose budget is the reference plan's cost divided by `speedup` (> 0)."""
-        speedup = _finite("speedup", speedup)
+        speedup, levels = number("speedup", speedup), _names(levels)
         if speedup <= 0:
             raise UsageError(f"a speedup of {speedup} is asked for: it must be positive")
         costs = _array("step_costs", step_costs, (None, len(levels)), "(S, L)")
         return cls(
-            levels=tuple(levels),
+            levels=levels,
             step_costs=costs,
             budget=math.fsum(costs[:, 0]) / speedup,
             error=error,
@@ -167,18 +175,38 @@ class AllocationProblem:
         return cost <= self.budget + COST_TOLERANCE * abs(self.budget)
 
     def plan(self, choice: Iterable[int]) -> PrecisionPlan:
-        """The plan of level indices."""
-        return PrecisionPlan(tuple(self.levels[index] for index in choice))
+        """The plan of level indices. Raises `UsageError` for others than 0..L-1, one a step."""
+        return PrecisionPlan(tuple(map(self.levels.__getitem__, self.indices(choice))))
 
     def choice(self, plan: PrecisionPlan) -> Choice:
         """Level indices of a plan. Raises `UsageError` for another length or unknown levels."""
+        if not isinstance(plan, PrecisionPlan):
+            raise UsageError(f"{plan!r} is no PrecisionPlan: text is read by PrecisionPlan.parse")
         if len(plan) != self.steps:
             raise UsageError(f"plan {plan} has {len(plan)} steps, the problem has {self.steps}")
         places = {level: index for index, level in enumerate(self.levels)}
-        for level in plan:
+        for level in dict.fromkeys(plan.levels):
             if level not in places:
                 raise unknown("level", level, self.levels)
-        return tuple(places[level] for level in plan)
+        return tuple(map(places.__getitem__, plan.levels))
+
+    def indices(self, choice: Iterable[int]) -> Choice:
+        """Level indices, checked. Raises `UsageError` unless there is one of 0..L-1 a step."""
+        try:
+            found = tuple(choice)
+            if set(map(type, found)) != {int}:
+                found = tuple(map(operator.index, found))
+        except TypeError:
+            raise UsageError(
+                f"{choice!r} is no choice of levels: a plan, or {self.steps} level indices"
+            ) from None
+        used = set(found)
+        if len(found) != self.steps or min(used) < 0 or max(used) >= len(self.levels):
+            raise UsageError(
+                f"{found!r} is no choice of levels: {self.steps} indices from 0 to "
+                f"{len(self.levels) - 1} are needed, one a step"
+            )
+        return found
 
     def single(self, step: int, level: int) -> PrecisionPlan:
         """The single plan of a step and a level index."""
@@ -186,8 +214,8 @@ class AllocationProblem:
 
     def cost(self, plan: PrecisionPlan | Sequence[int]) -> float:
         """Total cost of a plan, or of level indices; correctly rounded, whatever the order."""
-        choice = self.choice(plan) if isinstance(plan, PrecisionPlan) else plan
-        return math.fsum(self.step_costs[step, level] for step, level in enumerate(choice))
+        choice = self.choice(plan) if isinstance(plan, PrecisionPlan) else self.indices(plan)
+        return math.fsum(map(operator.getitem, self._rows, choice))
 
     def speedup(self, cost: float) -> float:
         """The reference plan's cost over `cost`; infinite where only `cost` is zero."""
@@ -195,9 +223,9 @@ class AllocationProblem:
 
     def predicted_square(self, choice: Sequence[int]) -> float:
         """S'Gs of level indices. Raises `UsageError` where there is no `gram`."""
-        gram = self.need_gram("the prediction")
-        steps = np.flatnonzero(np.asarray(choice))
-        cells = (np.asarray(choice)[steps] - 1) * self.steps + steps
+        gram, levels = self.need_gram("the prediction"), np.array(self.indices(choice))
+        steps = np.flatnonzero(levels)
+        cells = (levels[steps] - 1) * self.steps + steps
         return float(gram[np.ix_(cells, cells)].sum())
 
     def need_gram(self, who: str) -> Floats:
@@ -205,20 +233,54 @@ class AllocationProblem:
         if self.gram is None:
             raise UsageError(
                 f"{who} needs the problem's gram, the (S (L-1), S (L-1)) mean inner products of "
-                "terminal deviations; a recording gives them (problems.from_recording)"
+                "terminal deviations; recordings and live problems of latent_rmse give them "
+                "(problems.from_recording, live_problem): the root of s'Gs is an RMSE"
             )
         return self.gram
 
     def nfe(self, plans: Sequence[PrecisionPlan]) -> int:
-        """Network evaluations a sample for plans that share their prefixes, each run once."""
-        assert not isinstance(self.nfe_per_step, int), "made a tuple above"
-        each = zip(nodes_per_step(plans), self.nfe_per_step, strict=True)
+        """Network evaluations a sample for plans that share their prefixes, each run once.
+
+        The fewest there can be: every state that two plans share is taken to be kept until the
+        second asks for it. An engine whose memory is bounded may spend more, and no run spends
+        more than `plain_nfe`.
+        """
+        each = zip(nodes_per_step(plans), self._nfe, strict=True)
         return sum(nodes * nfe for nodes, nfe in each)
+
+    def plain_nfe(self, plans: Iterable[PrecisionPlan]) -> int:
+        """Network evaluations a sample for different plans, each run from its first step."""
+        return len(set(plans)) * sum(self._nfe)
 
     def knowing(self, measurements: Iterable[Measurement]) -> AllocationProblem:
         """The same problem, with what was measured before, such as an exception's `partial`."""
-        found = {m.plan: m.error for m in measurements if not math.isnan(m.error)}
-        return dataclasses.replace(self, known={**self.known, **found})
+        found = dict(self.known)
+        for m in measurements:
+            if not isinstance(m, Measurement):
+                raise UsageError(
+                    f"{m!r} is no Measurement: hand on an exception's `partial`, or known={{...}}"
+                )
+            if not math.isnan(m.error):
+                found[m.plan] = m.error
+        return dataclasses.replace(self, known=found)
+
+    @property
+    def _nfe(self) -> tuple[int, ...]:
+        assert isinstance(self.nfe_per_step, tuple), "made one above"
+        return self.nfe_per_step
+
+    def _checked_known(self) -> dict[PrecisionPlan, float]:
+        if not isinstance(self.known, Mapping):
+            raise UsageError(f"known is {self.known!r}: a mapping from plans to errors is needed")
+        for plan in self.known:
+            try:
+                self.choice(plan)
+            except UsageError as error:
+                raise UsageError(f"known: {error}") from None
+        return {
+            plan: number(f"known: the error of plan {plan}", error, 0, LARGEST)
+            for plan, error in self.known.items()
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,8 +297,10 @@ class Allocation:
 
     `evaluations` counts the distinct plans whose results were used, those read from
     `single_errors`, `gram` or `known` included: somebody paid for them. `trace` holds them in
-    order. `nfe` is what they take a sample, in network evaluations, when plans share their
-    prefixes (the reference run, which every error needs, included). `seconds` is the wall time of
+    order. `nfe` is what they take a sample, in network evaluations, if every state that two of them
+    share is computed once and kept (`AllocationProblem.nfe`: an ideal that a bounded memory may not
+    reach); `plain_nfe` if each runs from its first step. Both include the reference run, which
+    every error needs, and runs that were read, not measured now. `seconds` is the wall time of
     the call, of which `oracle_seconds` went by inside `error`. `citation` is BibTeX. `intervals`
     is what `bisection` measured and decided.
     """
@@ -252,12 +316,13 @@ class Allocation:
     lower_bound: float | None
     evaluations: int
     nfe: int
+    plain_nfe: int
     trace: tuple[Measurement, ...]
     seconds: float
     oracle_seconds: float
     citation: str
     intervals: tuple[Any, ...] = ()
-    _costs: tuple[float, ...] = ()
+    _problem: AllocationProblem | None = field(default=None, repr=False)
 
     @property
     def gap(self) -> float | None:
@@ -271,10 +336,12 @@ class Allocation:
         """Least measured error of a plan within the budget after each evaluation; infinite before
         there is one.
         """
-        limit = self.budget + COST_TOLERANCE * abs(self.budget)
+        problem = self._problem
         errors = [
-            m.error if cost <= limit and not math.isnan(m.error) else math.inf
-            for m, cost in zip(self.trace, self._costs, strict=True)
+            m.error
+            if problem and not math.isnan(m.error) and problem.fits(problem.cost(m.plan))
+            else math.inf
+            for m in self.trace
         ]
         return list(itertools.accumulate(errors, min))
 
@@ -314,6 +381,12 @@ def _array(
         raise UsageError(f"{name} has shape {array.shape}, expected {words} = ({wanted})")
     if not np.isfinite(array).all() or (not signed and (array < 0).any()):
         raise UsageError(f"{name} must be finite{'' if signed else ' and not negative'}")
+    most = LARGEST**2 if signed else LARGEST
+    if np.abs(array).max(initial=0.0) > most:
+        raise UsageError(
+            f"{name} goes up to {np.abs(array).max():.3g}: choose a unit in which it "
+            f"stays below {most:.0e}"
+        )
     return _frozen(array)
 
 
@@ -322,14 +395,22 @@ def _frozen(array: Floats) -> Floats:
     return array
 
 
-def _finite(name: str, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise UsageError(f"{name} is {value!r}: a finite number is needed")
-    return number
+def _names(levels: Any) -> tuple[str, ...]:
+    if isinstance(levels, str) or not isinstance(levels, Iterable):
+        raise UsageError(
+            f"levels is {levels!r}: a sequence of names is needed, such as ('bf16', 'w4a4')"
+        )
+    return tuple(levels)
+
+
+def _each_step(nfe: Any, steps: int) -> tuple[int, ...]:
+    each = tuple(nfe) if isinstance(nfe, Iterable) and not isinstance(nfe, str) else (nfe,) * steps
+    if len(each) != steps:
+        raise UsageError(
+            f"nfe_per_step has {len(each)} numbers for {steps} steps: one is needed "
+            "for all, or one for each"
+        )
+    return tuple(whole("nfe_per_step", value, 1) for value in each)
 
 
 def _ratio(above: float, below: float) -> float:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from tmpdiff_bench.allocators.base import Allocation, AllocationProblem, Choice
 from tmpdiff_bench.allocators.citations import BEAM
 from tmpdiff_bench.allocators.moves import ladder
+from tmpdiff_bench.allocators.options import whole
 from tmpdiff_bench.allocators.oracle import Oracle, declares
-from tmpdiff_bench.errors import UsageError
 
 WIDTH = 4
 
@@ -20,8 +20,7 @@ def beam(problem: AllocationProblem, *, width: int = WIDTH) -> Allocation:
     cheapest plan. Beginnings that could not get within the budget are dropped. Beam search (Lowerre
     1976), over steps as AdaTSQ does over layers and steps. At most S · width · L + 1 evaluations.
     """
-    if width < 1:
-        raise UsageError(f"a beam of width {width}: at least 1 is needed")
+    width = whole("width", width, 1)
     with Oracle(problem, "beam", BEAM) as oracle:
         ladders = [ladder(problem, step) for step in range(problem.steps)]
         cheapest = tuple(rungs[-1] for rungs in ladders)

@@ -16,12 +16,14 @@ from tmpdiff_bench.allocators.citations import TMPDIFF
 from tmpdiff_bench.allocators.filling import Estimates, Filling, fill, possible_gains
 from tmpdiff_bench.allocators.intervals import Forest, Leaf
 from tmpdiff_bench.allocators.multiple_choice import cheapest_choice
+from tmpdiff_bench.allocators.options import number
 from tmpdiff_bench.allocators.oracle import Oracle, declares
 from tmpdiff_bench.errors import UsageError
 
 _SAFETY = 0.9  # of the tolerance that a plan over it would have needed
 _RETRIES = 50
 _ROUNDING = 1e-12
+_AT_ONCE = 32  # one in so many intervals is split before the budget is filled anew
 
 
 @declares(evaluations=lambda steps, levels: max(1, 2 * steps * (levels - 1)))
@@ -43,7 +45,8 @@ def bisection(
     *Speedup mode* (default): every low level starts with one interval of all steps, the cheapest
     level first. The budget is filled with steps of least error per saved cost, an interval's error
     being spread over its steps. Then intervals are split: first the one that straddles the budget
-    line, then the one whose split could change the choice most; until no split can, or
+    line, then the one whose split could change the choice most (of 64 intervals or more a 32nd
+    at once, as filling anew takes time); until no split can, or
     `max_evaluations` (default 2S(L-1)) are spent. Anything from L evaluations gives a sensible
     plan; the full number gives the optimum if errors add up and step costs are equal.
 
@@ -58,10 +61,11 @@ def bisection(
     Raises:
         InfeasibleBudgetError: tolerance mode found no plan within the budget.
     """
-    if not (math.isfinite(power) and power > 0):
+    power = number("power", power)
+    if power <= 0:
         raise UsageError(f"power is {power}: a positive number is needed")
-    if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
-        raise UsageError(f"tolerance is {tolerance}: errors are finite and not negative")
+    if tolerance is not None:
+        tolerance = number("tolerance", tolerance, 0)
     limit = max_evaluations
     if limit is None:
         limit = max(1, 2 * problem.steps * (len(problem.levels) - 1))
@@ -86,13 +90,15 @@ def _within_budget(forest: Forest) -> Allocation:
     while True:
         estimates = Estimates.of(problem, forest.leaves)
         filling = fill(problem, estimates, forest.leaves)
-        leaf = _next_split(forest, estimates, filling)
-        if leaf is None or oracle.left <= 1:
+        splits = _next_splits(forest, estimates, filling)
+        if not splits or oracle.left <= 1:
             break
-        forest.split(leaf)
+        for leaf in splits:
+            if oracle.left > 1:
+                forest.split(leaf)
     choice = filling.choice
     if all(len(leaf.steps) == 1 for leaf in forest.leaves) and not _equal_pair(problem):
-        exact, total = cheapest_choice(problem, estimates.mean)
+        exact, total, _ = cheapest_choice(problem, estimates.mean)
         if total < math.fsum(estimates.mean[s, level] for s, level in enumerate(choice)):
             choice = exact
     oracle(choice)
@@ -102,26 +108,34 @@ def _within_budget(forest: Forest) -> Allocation:
     return oracle.allocation(plan, predicted_error=predicted, intervals=forest.decided(plan))
 
 
-def _next_split(forest: Forest, estimates: Estimates, filling: Filling) -> Leaf | None:
-    """The interval that straddles the budget line, else that with most to gain; None at the end."""
+def _next_splits(forest: Forest, estimates: Estimates, filling: Filling) -> list[Leaf]:
+    """The interval that straddles the budget line, else that with most to gain; none at the end.
+
+    Of many intervals (64 and more) a 32nd at once, those with most to gain.
+    """
     problem, leaves = forest.problem, forest.leaves
     step, level = filling.last
+    count = max(len(leaves) // _AT_ONCE, 1)
+    first: list[Leaf] = []
     for leaf in leaves:
         if leaf.level == level and step in leaf.steps and len(leaf.steps) > 1:
             chosen = sum(filling.choice[s] == level for s in leaf.steps)
             if chosen < len(leaf.steps):
-                return leaf
+                first.append(leaf)
+    if len(first) >= count:
+        return first
     gains = possible_gains(problem, estimates, filling, leaves)
     rounding = _ROUNDING * max((leaf.weight for leaf in leaves), default=0.0)
-    if gains and max(gains) > rounding:
-        return leaves[gains.index(max(gains))]
+    ranked = sorted(range(len(leaves)), key=lambda i: (-gains[i], i))
+    found = [leaves[i] for i in ranked if gains[i] > rounding and leaves[i] not in first]
+    if first or found:
+        return [*first, *found][:count]
     # nothing can change at this price of cost; without a gap to the budget that is optimal
     left_over = problem.budget - problem.cost(filling.choice)
     if _equal_pair(problem) or (not filling.trimmed and filling.price * left_over <= rounding):
-        return None
-    return max(
-        (leaf for leaf in leaves if len(leaf.steps) > 1), key=lambda i: i.weight, default=None
-    )
+        return []
+    long = (leaf for leaf in leaves if len(leaf.steps) > 1)
+    return sorted(long, key=lambda leaf: -leaf.weight)[:count]
 
 
 def _equal_pair(problem: AllocationProblem) -> bool:
@@ -149,7 +163,7 @@ def _within_tolerance(forest: Forest, tolerance: float) -> Allocation:
         if oracle.left <= 1:  # the last one is for the plan
             break
         forest.leaves, forest.inner = [], []
-        choice = _accepted(forest, math.pow(target, forest.power) / problem.steps)
+        choice = _accepted(forest, forest.raised(target) / problem.steps)
         error = 0.0 if choice == reference else oracle(choice)
         if error <= tolerance:
             break

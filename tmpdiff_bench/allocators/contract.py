@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,9 +17,11 @@ from tmpdiff_bench.allocators.base import (
     AllocationProblem,
     Floats,
     InfeasibleBudgetError,
+    Measurement,
     MeasurementError,
 )
-from tmpdiff_bench.allocators.oracle import evaluation_bound
+from tmpdiff_bench.allocators.options import as_float, seeded, whole
+from tmpdiff_bench.allocators.oracle import declared_by, evaluation_bound
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.plan import PrecisionPlan
 
@@ -65,12 +70,28 @@ class Task:
             gram=None if self.gram is None else self.gram * scale**2,
         )
 
-    def optimum(self, budget: float | None = None) -> float:
-        """The least error within the budget, by brute force."""
-        problem = self.problem(budget=budget)
+    def summed(self, choice: tuple[int, ...]) -> float:
+        """The sum of single errors, as they are given or measured."""
+        total = []
+        for step, level in enumerate(choice):
+            single = [0] * len(choice)
+            single[step] = level
+            known = self.singles
+            total.append(self.error(tuple(single)) if known is None else known[step, level])
+        return math.fsum(total)
+
+    def superposed(self, choice: tuple[int, ...]) -> float:
+        """The root of s'Gs; for tasks with inner products."""
+        assert self.gram is not None
+        rows = [(level - 1) * len(choice) + step for step, level in enumerate(choice) if level]
+        return math.sqrt(max(float(self.gram[np.ix_(rows, rows)].sum()), 0.0))
+
+    def optimum(self, predict: Callable[[tuple[int, ...]], float] | None = None) -> float:
+        """The least error (or prediction) within the budget, by brute force."""
+        problem, predict = self.problem(), predict or self.error
         steps, levels = self.costs.shape
         return min(
-            self.error(choice)
+            predict(choice)
             for choice in itertools.product(range(levels), repeat=steps)
             if problem.fits(problem.cost(choice))
         )
@@ -90,33 +111,49 @@ def check(
     """Run an allocator on generated problems and check its promises; returns how many it solved.
 
     The problems have 1 to 6 steps and 1 to 4 levels, with errors that add up, whose deviations
-    superpose, that are arbitrary, or that are all equal. Promised are: a plan of the problem's
-    levels within the budget, with its cost, its error as the oracle gives it, and honest counts
-    (no plan measured twice, at most the evaluations that the allocator declares); the same result
-    when called again, and with all errors multiplied by 4; an error not below the optimum, and on
-    errors that add up a `lower_bound` not above it; `MeasurementError` for NaN, infinite and
-    negative errors; and when the oracle raises, that exception with all that was measured in its
-    `partial`, from which `problem.knowing` goes on without measuring it again.
+    superpose, that are arbitrary, or that are all equal; some come with single errors and inner
+    products. Promised are: a plan of the problem's levels within the budget; its cost, speedup,
+    budget and error as the problem gives them; an account in which every plan is measured once, the
+    trace has what was measured and read, and evaluations, NFE and seconds are those of the trace;
+    at most the evaluations that it declares; a citation that is BibTeX, or empty; the same result
+    when called again, and with all errors, predictions and bounds multiplied by 4, when errors are;
+    predictions that are what it declares to predict; a `lower_bound` that brute force finds no
+    plan below; `MeasurementError` for NaN, infinite and negative errors; and when the oracle
+    raises, that exception with all that was measured in its `partial`, from which
+    `problem.knowing` goes on without measuring it again.
+
+    What an allocator `declares` decides what it may leave out: problems without what it `needs`,
+    and, with `may_refuse`, those that it raises `InfeasibleBudgetError` for.
 
     `exact`: it must find the optimum of errors that add up, and no worse one for a larger budget.
-    Problems may be left out by `InfeasibleBudgetError` (no plan of the allocator's kind), or by a
-    `UsageError` that names a missing `gram` or `single_errors`.
 
     Raises:
         ContractError: a promise is broken; the first one that is found.
     """
-    generator = np.random.default_rng(rng)
-    solved = 0
+    problems, generator, solved = whole("problems", problems, 1), seeded(rng), 0
+    declared = declared_by(allocate)
     for task in itertools.islice(tasks(generator), problems):
+        missing = [name for name in declared.needs if getattr(task.problem(), name) is None]
+        if missing:
+            _refusing(allocate, task, missing)
+            continue
+        started = time.perf_counter()
         try:
             allocation = allocate(task.problem())
-        except InfeasibleBudgetError:
+        except InfeasibleBudgetError as error:
+            if not declared.may_refuse:
+                raise ContractError(
+                    f"a budget that plans are within was refused: declare may_refuse ({task})"
+                ) from error
             continue
         except UsageError as error:
-            if "gram" in str(error) or "single_errors" in str(error):
-                continue
-            raise
+            raise ContractError(
+                f"a problem was refused, with {error}: declare what it needs ({task})"
+            ) from error
+        elapsed = time.perf_counter() - started
         solved += 1
+        _require(isinstance(allocation, Allocation), "it returned no Allocation", task)
+        _result(task, allocation, elapsed)
         for promise in (_account, _repeatable, _scaled, _bounded, _bad_errors, _failing):
             promise(allocate, task, allocation)
         if exact and task.kind == "additive":
@@ -182,6 +219,48 @@ def _require(holds: bool, promise: str, task: Task) -> None:
         raise ContractError(f"{promise} ({task})")
 
 
+def _refusing(allocate: Allocate, task: Task, missing: list[str]) -> None:
+    try:
+        allocate(task.problem())
+    except UsageError as error:
+        _require(any(name in str(error) for name in missing), f"{error} names not {missing}", task)
+    else:
+        raise ContractError(f"it declares to need {missing}, and does without ({task})")
+
+
+def _result(task: Task, found: Allocation, elapsed: float) -> None:
+    """What is said of the plan, and of the call."""
+    problem = task.problem()
+    try:
+        choice = problem.choice(found.plan)
+    except UsageError as error:
+        raise ContractError(f"the plan is not the problem's: {error} ({task})") from error
+    cost = problem.cost(choice)
+    _require(problem.fits(cost), "the plan is over budget", task)
+    _require(found.cost == cost, "the cost is not the plan's", task)
+    _require(found.budget == problem.budget, "the budget is not the problem's", task)
+    _require(found.speedup == problem.speedup(cost), "the speedup is not the plan's", task)
+    _require(found.error == task.error(choice), "the error is not the oracle's", task)
+    _require(found.error_source == "measured", "the error's source is not the oracle's", task)
+    _require(isinstance(found.allocator, str) and found.allocator != "", "it has no name", task)
+    _require(_is_bibtex(found.citation), "the citation is not BibTeX, and not empty", task)
+    for name in ("predicted_error", "lower_bound"):
+        value = getattr(found, name)
+        fits = value is None or (as_float(value) >= 0 and math.isfinite(value))
+        _require(fits, f"the {name} is {value!r}, no error", task)
+    ordered = 0 <= as_float(found.oracle_seconds) <= as_float(found.seconds) <= elapsed
+    _require(ordered, "the seconds are not those of the call", task)
+
+
+def _is_bibtex(text: object) -> bool:
+    if not isinstance(text, str):
+        return False
+    if text == "":
+        return True
+    entries = re.fullmatch(r"(\s*@[a-z]+\{[^\s,{}]+,(\s*[a-z]+ = \{.*?\},?)+\s*\}\s*)+", text, re.S)
+    return entries is not None and text.count("{") == text.count("}")
+
+
 def _account(allocate: Allocate, task: Task, found: Allocation) -> None:
     asked: list[PrecisionPlan] = []
     problem = task.problem()
@@ -191,14 +270,18 @@ def _account(allocate: Allocate, task: Task, found: Allocation) -> None:
         return problem.error(plan)
 
     again = allocate(task.problem(error))
-    choice = problem.choice(found.plan)
-    _require(problem.fits(problem.cost(choice)), "the plan is over budget", task)
-    _require(found.cost == problem.cost(choice), "the cost is not the plan's", task)
-    _require(found.error == task.error(choice), "the error is not the oracle's", task)
     _require(len(asked) == len(set(asked)), "a plan was measured twice", task)
+    plans = [m.plan for m in again.trace]
+    _require(len(plans) == len(set(plans)), "the trace has a plan twice", task)
     measured = [m.plan for m in again.trace if not m.read]
     _require(sorted(measured, key=str) == sorted(asked, key=str), "the trace is not whole", task)
-    _require(again.evaluations == len({m.plan for m in again.trace}), "evaluations differ", task)
+    for m in found.trace:
+        _require(_is_true(task, m), f"the trace is wrong of plan {m.plan}", task)
+    _require(again.evaluations == len(plans), "evaluations are not those of the trace", task)
+    reference = problem.plan((0,) * problem.steps)
+    every = [reference, *plans]
+    _require(again.nfe == problem.nfe(every), "nfe is not that of the trace", task)
+    _require(again.plain_nfe == problem.plain_nfe(every), "plain_nfe is not the trace's", task)
     _require(found.plan in {m.plan for m in found.trace}, "the plan was not measured", task)
     bound = evaluation_bound(allocate, *task.costs.shape)
     _require(
@@ -206,6 +289,20 @@ def _account(allocate: Allocate, task: Task, found: Allocation) -> None:
         f"{found.evaluations} evaluations are more than the {bound} declared",
         task,
     )
+
+
+def _is_true(task: Task, m: Measurement) -> bool:
+    """Whether a value is the oracle's, or was there to be read."""
+    problem = task.problem()
+    choice = problem.choice(m.plan)
+    steps = [step for step, level in enumerate(choice) if level]
+    if not m.read:
+        return m.error == task.error(choice)
+    if len(steps) != 1:
+        return False
+    if task.singles is not None:
+        return bool(m.error == task.singles[steps[0], choice[steps[0]]])
+    return task.gram is not None and math.isnan(m.error)
 
 
 def _repeatable(allocate: Allocate, task: Task, found: Allocation) -> None:
@@ -217,19 +314,34 @@ def _repeatable(allocate: Allocate, task: Task, found: Allocation) -> None:
 def _scaled(allocate: Allocate, task: Task, found: Allocation) -> None:
     scaled = allocate(task.problem(scale=4.0))  # a power of two: exact in floating point
     _require(scaled.plan == found.plan, "another scale of errors gives another plan", task)
+    for name in ("predicted_error", "lower_bound"):
+        one, other = getattr(found, name), getattr(scaled, name)
+        same = (one is None) == (other is None) and (
+            one is None or math.isclose(4 * one, other, rel_tol=1e-6, abs_tol=1e-6)
+        )
+        _require(same, f"another scale of errors does not scale the {name}", task)
 
 
 def _bounded(allocate: Allocate, task: Task, found: Allocation) -> None:
-    optimum = task.optimum()
+    optimum, predicts = task.optimum(), declared_by(allocate).predicts
     _require(found.error >= optimum * (1 - _ROUNDING), "the error is below the optimum", task)
+    if predicts == "gram" and task.gram is None:
+        return
+    predict = {None: task.error, "sum": task.summed, "gram": task.superposed}[predicts]
+    if predicts and found.predicted_error is not None:
+        expected = predict(task.problem().choice(found.plan))
+        same = math.isclose(found.predicted_error, expected, rel_tol=1e-6, abs_tol=1e-6)
+        _require(same, f"the predicted error is not the {predicts} that it declares", task)
     if found.lower_bound is None:
         return
-    if found.predicted_error is not None:
-        limit = found.predicted_error * (1 + _ROUNDING)
-        _require(found.lower_bound <= limit, "the lower bound is above the prediction", task)
-    if task.kind == "additive":
-        limit = optimum * (1 + _ROUNDING) + _ROUNDING
-        _require(found.lower_bound <= limit, "the lower bound is above the optimum", task)
+    value = found.error if found.predicted_error is None else found.predicted_error
+    _require(
+        found.lower_bound <= value * (1 + _ROUNDING) + _ROUNDING,
+        "the lower bound is above the plan's own value",
+        task,
+    )
+    limit = task.optimum(predict=predict) * (1 + _ROUNDING) + _ROUNDING
+    _require(found.lower_bound <= limit, "the lower bound is above the optimum", task)
 
 
 def _bad_errors(allocate: Allocate, task: Task, found: Allocation) -> None:
@@ -237,10 +349,14 @@ def _bad_errors(allocate: Allocate, task: Task, found: Allocation) -> None:
         return  # the single errors said it all: nothing was asked
     for bad in (math.nan, math.inf, -1.0):
         try:
-            allocate(task.problem(lambda plan, bad=bad: bad))  # type: ignore[misc]
+            allocate(task.problem(functools.partial(_constant, bad)))
         except MeasurementError:
             continue
         raise ContractError(f"an error of {bad} was taken ({task})")
+
+
+def _constant(value: float, plan: PrecisionPlan) -> float:
+    return value
 
 
 def _failing(allocate: Allocate, task: Task, found: Allocation) -> None:

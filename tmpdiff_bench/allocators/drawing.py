@@ -35,8 +35,10 @@ def summary(allocation: Allocation) -> str:
         rows["predicted"] = f"{allocation.predicted_error:.6g}"
     if allocation.gap is not None:
         bound = f"{allocation.lower_bound:.6g}"
-        rows["lower bound"] = bound + (f", {allocation.gap:.2%} below" if allocation.gap else "")
-    rows["evaluations"] = f"{allocation.evaluations} plans{known}, {allocation.nfe} NFE a sample"
+        proof = f", {allocation.gap:.2g} of it below: not proven the best" if allocation.gap else ""
+        rows["lower bound"] = bound + proof
+    rows["evaluations"] = f"{allocation.evaluations} plans{known}"
+    rows["NFE"] = f"{allocation.nfe} a sample, sharing prefixes; {allocation.plain_nfe} without"
     rows["seconds"] = f"{own:.3g} own, {allocation.oracle_seconds:.3g} measuring"
     head = f"{allocation.allocator}: speedup {allocation.speedup:.4g}"
     return "\n".join([head, *(f"  {name:<12}{text}" for name, text in rows.items())])

@@ -7,8 +7,8 @@ import numpy as np
 from tmpdiff_bench.allocators.base import Allocation, AllocationProblem, Choice
 from tmpdiff_bench.allocators.citations import OMS_DPM
 from tmpdiff_bench.allocators.moves import random_plan
+from tmpdiff_bench.allocators.options import number, seeded, whole
 from tmpdiff_bench.allocators.oracle import Oracle, declares
-from tmpdiff_bench.errors import UsageError
 
 _TRIES = 20  # children that were known already before the search is taken to be over
 
@@ -29,12 +29,8 @@ def evolutionary(
     is brought within the budget as random plans are. As OMS-DPM (Liu et al. 2023) and AutoDiffusion
     search schedules of models and of steps. At most `max_evaluations` (default 4S(L-1)).
     """
-    if population < 2 or not 0 <= mutation <= 1:
-        raise UsageError(
-            f"a population of {population} and a mutation rate of {mutation}: at least 2, and a "
-            "rate from 0 to 1, are needed"
-        )
-    generator = np.random.default_rng(rng)
+    population, mutation = whole("population", population, 2), number("mutation", mutation, 0, 1)
+    generator = seeded(rng)
     limit = max_evaluations
     if limit is None:
         limit = max(1, 4 * problem.steps * (len(problem.levels) - 1))

@@ -11,6 +11,8 @@ import numpy as np
 from tmpdiff_bench.allocators.base import AllocationProblem, Choice, Floats
 from tmpdiff_bench.allocators.intervals import Leaf
 
+_NEAR = 1e-7  # relative
+
 
 @dataclass(frozen=True, eq=False)
 class Estimates:
@@ -66,22 +68,34 @@ def fill(problem: AllocationProblem, estimates: Estimates, leaves: Sequence[Leaf
     what is not needed. Steps of one interval are taken from the side of its better neighbour.
     """
     moves = sorted(_moves(problem, estimates, _positions(problem, leaves)))
-    choice = [0] * problem.steps
+    choice, costs = [0] * problem.steps, problem.step_costs.tolist()
     taken: list[tuple[int, int, int]] = []
-    price = math.inf
+    price, cost = math.inf, problem.reference_cost
     for efficiency, _, _, step, level in moves:
-        if problem.fits(problem.cost(choice)):
+        if _fits(problem, cost, choice):
             price = efficiency
             break
         taken.append((step, choice[step], level))
+        cost += costs[step][level] - costs[step][choice[step]]
         choice[step] = level
     last, full = (taken[-1][0], taken[-1][2]), tuple(choice)
     for step, before, level in reversed(taken):
         if choice[step] == level:
             choice[step] = before
-            if not problem.fits(problem.cost(choice)):
+            more = cost + costs[step][before] - costs[step][level]
+            if _fits(problem, more, choice):
+                cost = more
+            else:
                 choice[step] = level
     return Filling(tuple(choice), last, price, tuple(choice) != full)
+
+
+def _fits(problem: AllocationProblem, cost: float, choice: Sequence[int]) -> bool:
+    """Whether a choice is within the budget; its cost, as summed up so far, is rounded, so it is
+    summed anew where that could matter.
+    """
+    near = abs(cost - problem.budget) <= _NEAR * max(abs(problem.budget), problem.reference_cost)
+    return problem.fits(problem.cost(choice) if near else cost)
 
 
 def possible_gains(

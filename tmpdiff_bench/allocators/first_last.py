@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import numpy as np
+
 from tmpdiff_bench.allocators.base import (
+    COST_TOLERANCE,
     Allocation,
     AllocationProblem,
     Choice,
@@ -16,7 +19,7 @@ from tmpdiff_bench.allocators.oracle import Oracle, declares
 from tmpdiff_bench.errors import UsageError
 
 
-@declares(evaluations=lambda steps, levels: max(1, (steps + 1) * (levels - 1)))
+@declares(lambda steps, levels: max(1, (steps + 1) * (levels - 1)), may_refuse=True)
 def first_last(
     problem: AllocationProblem, *, by: Literal["auto", "single_errors", "search"] = "auto"
 ) -> Allocation:
@@ -50,14 +53,18 @@ def first_last(
 def _candidates(problem: AllocationProblem) -> list[Choice]:
     """For each level and number of first steps, the plan with most last steps that fits."""
     steps, found = problem.steps, dict[Choice, None]()
+    most = problem.budget + 2 * COST_TOLERANCE * abs(problem.budget)
     if problem.fits(problem.reference_cost):
         found[(0,) * steps] = None
+    high = np.r_[0.0, np.cumsum(problem.step_costs[:, 0])]
     for level in range(1, len(problem.levels)):
+        below = high - np.r_[0.0, np.cumsum(problem.step_costs[:, level])]  # saved before a step
         for first in range(steps):
-            for last in range(steps - first - 1, -1, -1):
+            saved = below[:first:-1] - below[first]  # by number of last steps
+            for last in np.flatnonzero(high[-1] - saved <= most)[::-1].tolist():
                 low = steps - first - last
                 choice = (0,) * first + (level,) * low + (0,) * last
-                if problem.fits(problem.cost(choice)):
+                if problem.fits(problem.cost(choice)):  # the sums above are rounded
                     found[choice] = None
                     break
     if not found:

@@ -10,10 +10,11 @@ import numpy as np
 
 from tmpdiff_bench.allocators.base import AllocationProblem, Floats
 from tmpdiff_bench.allocators.convex import pairs_of_steps
+from tmpdiff_bench.allocators.options import whole
 from tmpdiff_bench.allocators.quadratic import Weights, least_quadratic
-from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.plan import PrecisionPlan
 
+_MAX_PLANS = 2**24  # gone through for each budget that the search does not end for
 _ROUNDS = 4  # a budget goes on from the reformulation of the one before
 
 
@@ -38,14 +39,14 @@ def gram_front(
     One recording gives all of it; nothing is measured, and the problem's budget plays no part.
     Where plans have at most `points` different costs the front is whole; otherwise it is sampled
     at `points` budgets, evenly from the cheapest plan to the reference. Every budget is searched
-    up to `max_nodes`; `lower_bound` says where that did not suffice for a proof.
+    up to `max_nodes`, and up to 2^24 plans then gone through; `lower_bound` says where that did not
+    suffice for a proof.
 
     Raises:
         UsageError: the problem has no `gram`, or `points` is below 2.
     """
     form = problem.need_gram("gram_front")
-    if points < 2 or max_nodes < 0:
-        raise UsageError(f"{points} points and {max_nodes} nodes: 2 and 0 are the least")
+    points, max_nodes = whole("points", points, 2), whole("max_nodes", max_nodes, 0)
     costs = problem.step_costs
     first, _ = pairs_of_steps(problem.steps, len(form))
     weights = Weights.start(len(form), len(first))
@@ -57,6 +58,7 @@ def gram_front(
             costs,
             budget,
             max_nodes=max_nodes,
+            max_plans=_MAX_PLANS,
             rounds=_ROUNDS,
             weights=weights,
             starts=starts[-1:],

@@ -11,7 +11,9 @@ import numpy as np
 
 from tmpdiff_bench.allocators.base import AllocationProblem, Choice, Floats
 from tmpdiff_bench.allocators.oracle import Oracle
+from tmpdiff_bench.errors import UsageError
 
+_LARGEST_WEIGHT = 1e300  # sums over steps are numbers too
 Decision = Literal["low", "split", "refused", "open"]
 
 
@@ -65,6 +67,19 @@ class Forest:
         self.leaves.append(leaf)
         return leaf
 
+    def raised(self, error: float) -> float:
+        """An error to the power that adds up. Raises `UsageError` where that is no number."""
+        try:
+            weight = math.pow(error, self.power)
+        except OverflowError:
+            weight = math.inf
+        if weight > _LARGEST_WEIGHT:
+            raise UsageError(
+                f"an error of {error:.6g} to the power {self.power:g} is too large to add up: "
+                "choose a unit in which errors are smaller, or a smaller power"
+            )
+        return weight
+
     def split(self, leaf: Leaf) -> tuple[Leaf, Leaf]:
         """Halve a leaf: its left half is measured, its right half the difference, unless measured
         too (`verify`, evaluations left, or at hand anyway).
@@ -107,4 +122,4 @@ class Forest:
         return tuple(level if step in inside else 0 for step in range(self.problem.steps))
 
     def _weight(self, level: int, steps: Sequence[int]) -> float:
-        return math.pow(self.oracle(self._choice(level, steps)), self.power)
+        return self.raised(self.oracle(self._choice(level, steps)))

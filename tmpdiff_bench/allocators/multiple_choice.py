@@ -2,58 +2,194 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tmpdiff_bench.allocators.base import COST_TOLERANCE, AllocationProblem, Choice, Floats
 
+_MAX_STATES = 3_000_000  # partial plans held in all: some seconds
+_SLACK = 1e-12  # relative: sums in another order differ by less
 # HiGHS compares to absolute tolerances of 1e-6 to 1e-7; with budget and errors of this size they
 # are far below the library's own
 _SCALE = 1e5
-_TIGHTER = 1e-9
+_MAX_NODES = 1_000
 
 
-def cheapest_choice(problem: AllocationProblem, errors: Floats) -> tuple[Choice, float]:
-    """Minimise Σ errors[s, l] (S, L) within the problem's budget; returns plan and minimum.
+def cheapest_choice(
+    problem: AllocationProblem, errors: Floats, *, max_states: int = _MAX_STATES
+) -> tuple[Choice, float, float]:
+    """Minimise Σ errors[s, l] (S, L) within the problem's budget.
 
-    Infinite errors are levels that a step may not take; a plan without them must fit.
+    Returns plan, sum, and a bound that no plan's sum is below: equal to the sum where it is proven
+    least. Infinite errors are levels that a step may not take; a plan without them must fit.
 
-    Exact, by branch and bound (HiGHS, through `scipy.optimize.milp`), to some 1e-9 of the largest
-    error. Where HiGHS' own tolerance let a plan slip over the budget, the budget is tightened until
-    it does not: plans whose cost is within that of the budget may then be passed over.
+    Exact whatever the range of costs and errors, by lists of undominated partial plans (Nemhauser
+    and Ullmann 1969), cut by the bound of the linear relaxation. Where they outgrow `max_states`,
+    HiGHS (`scipy.optimize.milp`) takes over, and the bound is that of the relaxation.
     """
+    hulls = [_hull(row, cost) for row, cost in zip(errors, problem.step_costs, strict=True)]
+    limit = problem.budget + COST_TOLERANCE * abs(problem.budget)
+    order = np.argsort([-hull[0, 0] + hull[-1, 0] for hull in hulls], kind="stable")
+    choice, least = (
+        _filled(problem, hulls),
+        float(_Fronts(hulls).after(0).least(np.array([limit]))[0]),
+    )
+    total = _sum(errors, choice)
+    if total <= least:
+        return choice, total, total
+    found, proven = _listed(errors, problem.step_costs, hulls, order, limit, total, max_states)
+    if not proven:
+        found = _milp(problem, errors)
+    if found is not None and problem.fits(problem.cost(found)) and _sum(errors, found) < total:
+        choice, total = found, _sum(errors, found)
+    return choice, total, total if proven else max(min(least, total), 0.0)
+
+
+def _sum(errors: Floats, choice: Choice) -> float:
+    return math.fsum(errors[step, level] for step, level in enumerate(choice))
+
+
+def _hull(errors: Floats, costs: Floats) -> Floats:
+    """The lower convex hull of a step's (cost, error, level), cheapest first, errors falling."""
+    rows = sorted((c, e, level) for level, (c, e) in enumerate(zip(costs, errors, strict=True)))
+    hull: list[tuple[float, float, int]] = []
+    for cost, error, level in rows:
+        if not math.isfinite(error) or (hull and error >= hull[-1][1]):
+            continue
+        if hull and cost == hull[-1][0]:
+            hull.pop()
+        while len(hull) > 1 and (hull[-1][1] - error) * (hull[-1][0] - hull[-2][0]) >= (
+            hull[-2][1] - hull[-1][1]
+        ) * (cost - hull[-1][0]):
+            hull.pop()
+        hull.append((cost, error, level))
+    return np.array(hull, dtype=np.float64)
+
+
+class _Fronts:
+    """Moves along the hulls of steps (in some order), the most error per cost first."""
+
+    def __init__(self, hulls: list[Floats]) -> None:
+        moves = np.concatenate([np.diff(hull[:, :2], axis=0) for hull in hulls])
+        owners = np.repeat(np.arange(len(hulls)), [len(hull) - 1 for hull in hulls])
+        slopes = moves[:, 1] / np.maximum(moves[:, 0], np.finfo(float).tiny)
+        order = np.argsort(slopes, kind="stable")
+        self._moves, self._owners = moves[order], owners[order]
+        self._first = [float(hull[0, 0]) for hull in hulls]
+        self._last = [float(hull[-1, 1]) for hull in hulls]
+
+    def after(self, number: int) -> _Front:
+        """The front of the steps from `number` on."""
+        moves = self._moves[self._owners >= number]
+        # summed from the small ends up: what is small must not vanish beside what is large
+        costs = np.cumsum(np.r_[math.fsum(self._first[number:]), moves[:, 0]])
+        errors = np.cumsum(np.r_[math.fsum(self._last[number:]), -moves[::-1, 1]])[::-1]
+        return _Front(costs, errors)
+
+
+@dataclass(frozen=True, eq=False)
+class _Front:
+    """Least error of the linear relaxation of some steps: corners of a convex curve that falls."""
+
+    costs: Floats
+    errors: Floats
+
+    def least(self, costs: Floats) -> Floats:
+        """Bounds of the error within costs, rounding taken off."""
+        left = np.clip(np.searchsorted(self.costs, costs, side="right") - 1, 0, None)
+        return np.asarray(np.interp(costs, self.costs, self.errors) - _SLACK * self.errors[left])
+
+
+def _filled(problem: AllocationProblem, hulls: list[Floats]) -> Choice:
+    """The relaxation's plan with its fraction left out, and what else fits in that order."""
+    moves = sorted(
+        ((after[1] - before[1]) / max(after[0] - before[0], np.finfo(float).tiny), step, place)
+        for step, hull in enumerate(hulls)
+        for place, (before, after) in enumerate(itertools.pairwise(hull))
+    )
+    choice = [int(hull[0, 2]) for hull in hulls]
+    places = [0] * len(hulls)
+    for _, step, place in moves:
+        if places[step] != place:
+            continue
+        before = choice[step]
+        choice[step] = int(hulls[step][place + 1, 2])
+        if problem.fits(problem.cost(choice)):
+            places[step] = place + 1
+        else:
+            choice[step] = before
+    return tuple(choice)
+
+
+def _listed(
+    errors: Floats,
+    costs: Floats,
+    hulls: list[Floats],
+    order: NDArray[np.int64],
+    limit: float,
+    below: float,
+    max_states: int,
+) -> tuple[Choice | None, bool]:
+    """Lists of undominated partial plans over the steps in `order`; None if none is below `below`,
+    and whether the lists were kept short enough to be sure.
+    """
+    fronts = _Fronts([hulls[step] for step in order])
+    cost, error, history, held = np.zeros(1), np.zeros(1), [], 0
+    for number, step in enumerate(order):
+        levels = np.flatnonzero(np.isfinite(errors[step]))
+        all_costs = np.add.outer(costs[step, levels], cost).ravel()
+        all_errors = np.add.outer(errors[step, levels], error).ravel()
+        keep = np.lexsort((all_errors, all_costs))
+        # strictly better than all that cost less
+        least = np.minimum.accumulate(all_errors[keep])
+        keep = keep[np.r_[True, all_errors[keep][1:] < least[:-1]]]
+        if number + 1 < len(order):
+            front = fronts.after(number + 1)
+            room = limit * (1 + _SLACK) - all_costs[keep]
+            bound = all_errors[keep] + front.least(room)
+            keep = keep[(room >= front.costs[0] * (1 - _SLACK)) & (bound <= below * (1 + _SLACK))]
+        else:
+            keep = keep[all_costs[keep] <= limit]
+        held += len(keep)
+        if not len(keep):
+            return None, True
+        if held > max_states:
+            return None, False
+        history.append((keep % len(cost), levels[keep // len(cost)]))
+        cost, error = all_costs[keep], all_errors[keep]
+    place, choice = int(error.argmin()), np.zeros(len(order), dtype=np.int64)
+    for step, (parents, taken) in zip(order[::-1], reversed(history), strict=True):
+        choice[step], place = taken[place], parents[place]
+    return tuple(choice.tolist()), True
+
+
+def _milp(problem: AllocationProblem, errors: Floats) -> Choice | None:
+    """The optimum as HiGHS finds it, to its tolerances; None where it finds none."""
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array
 
     steps, levels = errors.shape
     allowed = np.isfinite(errors)
     size = float(errors.max(where=allowed, initial=0.0)) or 1.0
-    weights = np.where(allowed, errors, 0.0) / size * _SCALE
-    cost_allowed = np.where(allowed, problem.step_costs, np.inf)
-    budget = problem.budget + COST_TOLERANCE * abs(problem.budget)
-    unit = (budget or float(problem.step_costs.max()) or 1.0) / _SCALE
+    unit = (problem.budget or float(problem.step_costs.max()) or 1.0) / _SCALE
     one_each = csr_array(
         (np.ones(steps * levels), (np.repeat(np.arange(steps), levels), np.arange(steps * levels)))
     )
-    tightening = 0.0
-    while True:
-        row = csr_array((problem.step_costs / unit).reshape(1, -1))
-        result = milp(
-            weights.ravel(),
-            integrality=np.ones(steps * levels),
-            bounds=Bounds(0, allowed.ravel().astype(float)),
-            constraints=[
-                LinearConstraint(one_each, 1, 1),
-                LinearConstraint(row, -np.inf, budget / unit * (1 - tightening)),
-            ],
-            options={"mip_rel_gap": 0.0},
-        )
-        if result.x is None:  # tightened away: only the cheapest plan is certain to fit
-            choice = tuple(cost_allowed.argmin(axis=1).tolist())
-        else:
-            choice = tuple(result.x.reshape(steps, levels).argmax(axis=1).tolist())
-        if problem.fits(problem.cost(choice)):
-            total = math.fsum(errors[step, level] for step, level in enumerate(choice))
-            return choice, total
-        tightening = max(_TIGHTER, 8 * tightening)
+    row = csr_array((problem.step_costs / unit).reshape(1, -1))
+    result = milp(
+        (np.where(allowed, errors, 0.0) / size * _SCALE).ravel(),
+        integrality=np.ones(steps * levels),
+        bounds=Bounds(0, allowed.ravel().astype(float)),
+        constraints=[
+            LinearConstraint(one_each, 1, 1),
+            LinearConstraint(row, -np.inf, problem.budget / unit),
+        ],
+        options={"mip_rel_gap": 0.0, "node_limit": _MAX_NODES},
+    )
+    if result.x is None:
+        return None
+    return tuple(result.x.reshape(steps, levels).argmax(axis=1).tolist())

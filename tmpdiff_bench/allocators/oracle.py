@@ -3,43 +3,81 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 
 from tmpdiff_bench.allocators.base import (
+    LARGEST,
     Allocation,
     AllocationProblem,
     Floats,
     Measurement,
     MeasurementError,
 )
+from tmpdiff_bench.allocators.options import as_float, whole
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.plan import PrecisionPlan
 
 F = TypeVar("F", bound=Callable[..., Allocation])
 
 
-def declares(evaluations: Callable[[int, int], int]) -> Callable[[F], F]:
-    """Let an allocator declare its bound: at most `evaluations(S, L)` distinct plans.
+Prediction = Literal["sum", "gram"]
 
-    The contract suite measures what is declared here (for default options).
+
+@dataclass(frozen=True)
+class Declared:
+    """What an allocator says of itself; the contract suite measures it, for default options.
+
+    `evaluations(S, L)`: the most distinct plans that it uses; None: any number. `needs`: optional
+    parts of a problem that it can't do without. `predicts`: what `predicted_error` and
+    `lower_bound` are about: "sum" of single errors, "gram" (the root of s'Gs), or None: a
+    prediction of its own, and a bound of errors. `may_refuse`: its kind of plan may not be found
+    within a budget that others are within (`InfeasibleBudgetError`).
     """
 
+    evaluations: Callable[[int, int], int] | None = None
+    needs: tuple[Literal["single_errors", "gram"], ...] = ()
+    predicts: Prediction | None = None
+    may_refuse: bool = False
+
+
+def declares(
+    evaluations: Callable[[int, int], int] | None = None,
+    *,
+    needs: tuple[Literal["single_errors", "gram"], ...] = (),
+    predicts: Prediction | None = None,
+    may_refuse: bool = False,
+) -> Callable[[F], F]:
+    """Let an allocator declare what `Declared` has, its bound of evaluations first."""
+    declared = Declared(evaluations, needs, predicts, may_refuse)
+
     def add(function: F) -> F:
-        function.evaluation_bound = evaluations  # type: ignore[attr-defined]
+        vars(function)["declared"] = declared
         return function
 
     return add
 
 
-def evaluation_bound(allocator: Any, steps: int, levels: int) -> int | None:
+def declared_by(allocator: object) -> Declared:
+    """What an allocator declares; nothing where it does not (`functools.partial` is seen through,
+    though not its bound: options may change that).
+    """
+    if isinstance(allocator, functools.partial):
+        return replace(declared_by(allocator.func), evaluations=None)
+    found = getattr(allocator, "declared", None)
+    return found if isinstance(found, Declared) else Declared()
+
+
+def evaluation_bound(allocator: object, steps: int, levels: int) -> int | None:
     """The bound that an allocator declares; None where it declares none."""
-    bound = getattr(allocator, "evaluation_bound", None)
+    bound = declared_by(allocator).evaluations
     return None if bound is None else int(bound(steps, levels))
 
 
@@ -54,12 +92,14 @@ class Oracle:
     def __init__(
         self, problem: AllocationProblem, name: str, citation: str, *, limit: int | None = None
     ) -> None:
-        if limit is not None and limit < 1:
-            raise UsageError(f"{name} may make {limit} evaluations: at least 1 is needed")
-        self.problem, self.limit = problem, limit
+        if not isinstance(problem, AllocationProblem):
+            raise UsageError(f"{name} takes an AllocationProblem, got {problem!r}")
+        self.problem = problem
+        self.limit = None if limit is None else whole("max_evaluations", limit, 1)
         self._name, self._citation = name, citation
         self._found: dict[PrecisionPlan, Measurement] = {}
         self._seconds, self._started = 0.0, time.perf_counter()
+        self._refused: MeasurementError | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -70,7 +110,9 @@ class Oracle:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is not None and not isinstance(error, MeasurementError):
+        # one that the oracle raised itself may come from a call inside of `error`, with the account
+        # of another problem
+        if error is not None and error is not self._refused:
             # past a class that refuses attributes, such as a frozen dataclass
             BaseException.__setattr__(error, "partial", self.measured)
             if self._found:
@@ -133,13 +175,14 @@ class Oracle:
         for level in range(1, len(problem.levels)):
             for step in range(problem.steps):
                 plan = problem.single(step, level)
-                given = problem.single_errors
-                error = math.nan if given is None else float(given[step, level])
+                given, unknown = problem.single_errors, problem.known.get(plan, math.nan)
+                error = unknown if given is None else float(given[step, level])
                 self._found.setdefault(plan, Measurement(plan, error, True))
         return gram
 
-    def best(self) -> PrecisionPlan:
-        """The best plan within the budget among those used; of equal ones the first.
+    def best(self, first: Sequence[int] | None = None) -> PrecisionPlan:
+        """The best plan within the budget among those used, be they measured or read; of equal ones
+        `first` if it is among them, else that used first.
 
         Raises `UsageError` where there is none.
         """
@@ -151,7 +194,8 @@ class Oracle:
         ]
         if not fitting:
             raise UsageError(f"{self._name} measured no plan within the budget")
-        return min(fitting, key=lambda m: m.error).plan
+        preferred = None if first is None else problem.plan(first)
+        return min(fitting, key=lambda m: (m.error, m.plan != preferred)).plan
 
     def allocation(
         self,
@@ -163,7 +207,7 @@ class Oracle:
     ) -> Allocation:
         """The result; its plan is measured if it has not been. Refuses a plan over budget."""
         problem = self.problem
-        choice = problem.choice(plan) if isinstance(plan, PrecisionPlan) else tuple(plan)
+        choice = problem.choice(plan) if isinstance(plan, PrecisionPlan) else problem.indices(plan)
         cost = problem.cost(choice)
         if not problem.fits(cost):
             raise AssertionError(f"{self._name} chose a plan that costs {cost}, over its budget")
@@ -183,12 +227,13 @@ class Oracle:
             lower_bound=lower_bound,
             evaluations=len(self._found),
             nfe=problem.nfe(plans),
+            plain_nfe=problem.plain_nfe(plans),
             trace=self.measured,
             seconds=time.perf_counter() - self._started,
             oracle_seconds=self._seconds,
             citation=self._citation,
             intervals=intervals,
-            _costs=tuple(problem.cost(m.plan) for m in self.measured),
+            _problem=problem,
         )
 
     def _ask(self, plan: PrecisionPlan) -> float:
@@ -200,14 +245,12 @@ class Oracle:
         return self._checked(plan, value)
 
     def _checked(self, plan: PrecisionPlan, value: object) -> float:
-        try:
-            number = float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            number = math.nan
-        if not (math.isfinite(number) and number >= 0):
-            raise MeasurementError(
-                f"the error of plan {plan} is {value!r}: errors are finite and not negative "
-                f"({len(self._found)} evaluations made before are in `partial`)",
+        number = as_float(value)
+        if not 0 <= number <= LARGEST:
+            self._refused = MeasurementError(
+                f"the error of plan {plan} is {value!r}: errors are numbers from 0 to {LARGEST:.0e}"
+                f" ({len(self._found)} evaluations made before are in `partial`)",
                 self.measured,
             )
+            raise self._refused
         return number

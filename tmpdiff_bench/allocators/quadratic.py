@@ -13,6 +13,7 @@ import numpy as np
 from tmpdiff_bench.allocators.base import COST_TOLERANCE, Choice, Floats
 from tmpdiff_bench.allocators.convex import Indices, convex_form, pairs_of_steps
 from tmpdiff_bench.allocators.exchange import exchange, within_budget
+from tmpdiff_bench.allocators.halves import MAX_PLANS, least_of_all, plans_in
 from tmpdiff_bench.allocators.relaxation import Masks, Relaxation
 
 TOLERANCE = 1e-9  # relative, of the minimum: what is closer than that is taken for equal
@@ -20,6 +21,7 @@ _BATCH = 128
 _MOST_ROUNDS, _CELLS_PER_ROUND = 10, 12  # small problems are quicker searched than bounded
 _ROOT_ROUNDS, _NODE_ROUNDS = 250, 40
 _STARTS = 8
+_AT_ONCE = 2**14  # plans that are quicker tried than bounded
 _NOTHING = 1e-13  # of the largest entry: what rounding leaves of a form that is zero
 
 
@@ -74,6 +76,7 @@ def least_quadratic(
     budget: float,
     *,
     max_nodes: int,
+    max_plans: int = MAX_PLANS,
     rounds: int | None = None,
     weights: Weights | None = None,
     starts: Iterable[Choice] = (),
@@ -86,6 +89,8 @@ def least_quadratic(
     bound of a semidefinite program. Then best-first search: nodes are bounded in batches, levels
     whose bound is too high are struck out, and the step whose rounding costs most is branched on.
     Ends when no node is left, or after `max_nodes`: a number and not a time, so results repeat.
+    Bounds can't tell plans apart that are nearly equal, so where the search has not ended and there
+    are at most `max_plans`, each of them is tried (`halves`).
 
     `starts` are plans known to be good; `weights` are used and updated.
     """
@@ -99,13 +104,20 @@ def least_quadratic(
         search.offer(choice)
     definite = len(gram) == 0 or np.linalg.eigvalsh(gram)[0] >= -_NOTHING
     if definite and search.value <= _NOTHING:
-        return Solution(search.choice, search.value * scale, min(0.0, search.value) * scale, 0)
+        return Solution(search.choice, 0.0, 0.0, 0)
+    everything = np.ones(costs.shape, dtype=np.bool_)
+    if plans_in(everything) <= min(max_plans, _AT_ONCE):
+        search.try_all(everything)
+        return Solution(search.choice, search.value * scale, search.value * scale, 0)
     if weights is None:
         weights = Weights.start(len(gram), len(pairs_of_steps(steps, len(gram))[0]))
     if rounds is None:
         rounds = min(_MOST_ROUNDS, 2 + len(gram) // _CELLS_PER_ROUND)
     relaxation, root = _root(gram, costs, limit, weights, rounds, search)
     bound, nodes = _search(relaxation, root, search, max_nodes)
+    if bound < search.goal and plans_in(root.mask) <= max_plans:
+        search.try_all(root.mask)
+        bound = search.value
     return Solution(search.choice, search.value * scale, min(bound, search.value) * scale, nodes)
 
 
@@ -132,6 +144,12 @@ class _Incumbent:
         value = float(self.form[np.ix_(cells, cells)].sum())
         if value < self.value:
             self.value, self.choice = value, tuple(choice.tolist())
+
+    def try_all(self, mask: Masks) -> None:
+        """Go through all plans of a mask (L, S)."""
+        better, value = least_of_all(self.form, self.costs, self.limit, mask, self.value)
+        if better is not None:
+            self.value, self.choice = value, better
 
 
 def _root(

@@ -7,6 +7,7 @@ import numpy as np
 from tmpdiff_bench.allocators.base import Allocation, AllocationProblem
 from tmpdiff_bench.allocators.citations import RANDOM_SEARCH
 from tmpdiff_bench.allocators.moves import random_plan
+from tmpdiff_bench.allocators.options import seeded
 from tmpdiff_bench.allocators.oracle import Oracle, declares
 
 _TRIES = 20  # draws without a new plan before there is taken to be none
@@ -25,7 +26,7 @@ def random_search(
     Bengio 2012 on why this is the baseline to beat). At most `max_evaluations` (default 2S(L-1), as
     `bisection`), fewer where there are not as many plans.
     """
-    generator = np.random.default_rng(rng)
+    generator = seeded(rng)
     limit = max_evaluations
     if limit is None:
         limit = max(1, 2 * problem.steps * (len(problem.levels) - 1))

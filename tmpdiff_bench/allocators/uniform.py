@@ -9,7 +9,7 @@ from tmpdiff_bench.allocators.citations import TMPDIFF_BENCH
 from tmpdiff_bench.allocators.oracle import Oracle, declares
 
 
-@declares(evaluations=lambda steps, levels: levels)
+@declares(evaluations=lambda steps, levels: levels, may_refuse=True)
 def uniform(problem: AllocationProblem) -> Allocation:
     """Measure every level that fits the budget at all steps alike, and take the best.
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tmpdiff_bench.allocators import AllocationProblem
-from tmpdiff_bench.errors import unknown
+from tmpdiff_bench.errors import UsageError, unknown
 from tmpdiff_bench.levels import LevelBank
 from tmpdiff_bench.metrics.fidelity import LATENT_METRICS
 from tmpdiff_bench.noise import initial_noise
@@ -40,6 +40,13 @@ class LiveError:
     ) -> None:
         if metric not in LATENT_METRICS:
             raise unknown("latent metric", metric, LATENT_METRICS)
+        for name in ("steps", "guidance", "resolution"):
+            here, there = getattr(pipeline, name), getattr(workload, name)
+            if here != there:
+                raise UsageError(
+                    f"the pipeline's {name} is {here}, the workload's is {there}: make both of the "
+                    "same settings"
+                )
         samples = workload.samples
         texts = [workload.prompts[prompt] for prompt, _ in samples]
         denoiser = pipeline.denoiser
@@ -88,12 +95,14 @@ def live_problem(
     """The problem of a pipeline on a workload's samples (calibration prompts), `levels[0]` being
     the reference.
 
-    `record_singles` runs all single plans at once now, for `single_errors` and (a Gram matrix
-    speaks of root mean squares: latent metrics) `gram`. `state_memory` bounds the bytes of states
-    held. `on_nfe` is told the network evaluations just spent, for a progress bar.
+    `record_singles` runs all single plans at once now, for `single_errors` and, where the metric is
+    `latent_rmse`, `gram`: the root of s'Gs is an RMSE, and compares with nothing else.
+    `state_memory` bounds the bytes of states held. `on_nfe` is told the network evaluations just
+    spent, for a progress bar.
 
     Raises:
-        UsageError: an unknown level or metric, a level without a cost, an impossible speedup.
+        UsageError: an unknown level or metric, a level without a cost, an impossible speedup, a
+            pipeline of other settings than the workload's.
     """
     error = LiveError(
         pipeline, workload, levels, metric=metric, state_memory=state_memory, on_nfe=on_nfe
@@ -108,7 +117,8 @@ def live_problem(
         ]
         values = error.samples(singles).mean(axis=1).reshape(len(levels) - 1, steps).T
         single_errors = np.column_stack([np.zeros(steps), values])
-        gram = mean_products(error.deviations(singles).flatten(1).numpy())
+        if metric == "latent_rmse":
+            gram = mean_products(error.deviations(singles).flatten(1).numpy())
     return AllocationProblem.for_speedup(
         speedup,
         levels=levels,

@@ -32,19 +32,32 @@ class RecordedError:
         self._metric, self._levels, self._steps = metric, recording.levels, recording.steps
         self._means = {str(plan): float(value) for plan, value in means.items()}
         self._means[str(PrecisionPlan.uniform(recording.levels[0], recording.steps))] = 0.0
-        self.gram: NDArray[np.float64] | None = None
+        self._products: NDArray[np.float64] | None = None
         if metric in _POWERS:
             cells = recording.singles.reshape(-1, recording.singles[0, 0].size).astype(np.float64)
-            self.gram = np.asarray(cells @ cells.T / cells.shape[1])
+            self._products = np.asarray(cells @ cells.T / cells.shape[1])
+
+    @property
+    def gram(self) -> NDArray[np.float64] | None:
+        """Mean inner products of deviations, for `latent_rmse`: the root of s'Gs is an RMSE, and
+        must not be compared with errors in other units.
+        """
+        return self._products if self._metric == "latent_rmse" else None
 
     def __call__(self, plan: PrecisionPlan) -> float:
         """Look a plan up, or predict it.
 
-        Raises `UsageError` where it was not recorded and the metric has no inner products.
+        Raises `UsageError` where it was not recorded and the metric has no inner products, and for
+        plans of another length or with levels that the recording does not have.
         """
         if self.source(plan) == "measured":
             return self._means[str(plan)]
-        if self.gram is None:
+        if len(plan) != self._steps:
+            raise UsageError(f"plan {plan} has {len(plan)} steps, the recording {self._steps}")
+        for level in plan:
+            if level not in self._levels:
+                raise unknown("level of the recording", level, self._levels)
+        if self._products is None:
             raise UsageError(
                 f"the recording holds no {self._metric} of plan {plan}, and only latent metrics "
                 "are predicted: use latent_rmse, or a live_problem"
@@ -54,7 +67,7 @@ class RecordedError:
             for step, level in enumerate(plan)
             if level != self._levels[0]
         ]
-        square = max(float(self.gram[np.ix_(cells, cells)].sum()), 0.0)
+        square = max(float(self._products[np.ix_(cells, cells)].sum()), 0.0)
         return math.pow(square, _POWERS[self._metric])
 
     def source(self, plan: PrecisionPlan) -> str:
@@ -67,10 +80,10 @@ def from_recording(
 ) -> AllocationProblem:
     """The problem of a recording's levels, steps and samples.
 
-    Single errors and the Gram matrix are the recording's. Its joint plans have measured errors; the
-    error of every other plan is *predicted* from the Gram matrix, and `Allocation.error_source`
-    says so. An allocator that searches by such errors searches the prediction: `gram` finds its
-    optimum directly. To score plans, measure them (`live_problem`).
+    Single errors and the Gram matrix (for `latent_rmse`) are the recording's. Its joint plans have
+    measured errors; the error of every other plan is *predicted* from the Gram matrix, and
+    `Allocation.error_source` says so. An allocator that searches by such errors searches the
+    prediction: `gram` finds its optimum directly. To score plans, measure them (`live_problem`).
 
     Raises:
         UsageError: an unknown metric, a level without a cost, an impossible speedup.
@@ -91,4 +104,19 @@ def from_recording(
         error=error,
         single_errors=singles,
         gram=error.gram,
+        nfe_per_step=_nfe_per_step(recording),
     )
+
+
+def _nfe_per_step(recording: Recording) -> list[int]:
+    """Network evaluations of a sample's steps: as the recorder counted them, or, where an older one
+    did not, two under classifier-free guidance.
+    """
+    counted = recording.manifest.get("nfe")
+    if isinstance(counted, dict) and "per_step" in counted:
+        return list(counted["per_step"])
+    workload = recording.manifest["workload"]
+    # guidance is an input of the published FLUX network: it takes no second pass
+    distilled = workload.get("model") == "flux" and workload.get("weights") != "embedded"
+    guided = workload.get("guidance", 1.0) > 1 and not distilled
+    return [2 if guided else 1] * recording.steps

@@ -102,7 +102,11 @@ def record(
         "metrics": measures.about,
         "noise_digest": hashlib.sha256(noise.numpy().tobytes()).hexdigest(),
         # `computed` in these seconds; the rest was in the store
-        "nfe": {**jobs.nfe(pipeline), "computed": recorder.computed},
+        "nfe": {
+            **jobs.nfe(pipeline),
+            "computed": recorder.computed,
+            "per_step": [pipeline.nfe(step) for step in range(workload.steps)],
+        },
         "seconds": round(time.perf_counter() - started, 1),
         **(about or {}),
     }
