@@ -55,7 +55,7 @@ def part_sizes(folder: Path, dtype: torch.dtype) -> PartSizes:
 
 def weighted_parts(folder: Path) -> list[str]:
     """Names of the parts of a pipeline that have weights, in the order of its index."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = _read(folder / "model_index.json")
     parts = [name for name, kind in index.items() if isinstance(kind, list) and kind[0]]
     found = [name for name in parts if name in LATER or name.startswith("text_encoder")]
     if not set(LATER) & set(found):
@@ -68,7 +68,7 @@ def weight_files(part: Path) -> Sequence[Path]:
     for name in ("diffusion_pytorch_model", "model"):
         index = part / f"{name}.safetensors.index.json"
         if index.is_file():
-            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            shards = _read(index).get("weight_map", {}).values()
             return [part / shard for shard in dict.fromkeys(shards)]
         if (part / f"{name}.safetensors").is_file():
             return [part / f"{name}.safetensors"]
@@ -79,16 +79,27 @@ def _bytes(path: Path, dtype: torch.dtype) -> int:
     """Bytes of a file's tensors once loaded, from its header; integers stay as they are stored."""
     try:
         with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            length = int.from_bytes(file.read(8), "little")
+            if length > path.stat().st_size:
+                raise ValueError("its header is longer than the file")
+            header = json.loads(file.read(length))
         total = 0
         for name, tensor in header.items():
             if name != "__metadata__":
                 start, end = tensor["data_offsets"]
                 floating = "F" in tensor["dtype"]  # F32, BF16, F8_E4M3, ...
                 total += dtype.itemsize * math.prod(tensor["shape"]) if floating else end - start
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} is no safetensors file, or damaged: {error}") from error
     return total
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} is damaged: {error}") from error
+    return found
 
 
 def shapes_only(folder: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
@@ -118,5 +129,5 @@ def load_later(folder: Path, dtype: torch.dtype, device: torch.device) -> dict[s
 
 def part_class(folder: Path, name: str) -> Any:
     """The diffusers class of a part."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = _read(folder / "model_index.json")
     return getattr(diffusers, index[name][1])
