@@ -22,12 +22,17 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def reproduce(session: nox.Session) -> None:
-    """Rebuild reports/; arguments after -- go to the command of the main job."""
+    """Rebuild reports/ and compare it with data/golden; -- --quick is the profile of CI, --
+    --collect runs no model.
+    """
     session.install("-c", "constraints.txt", "-e", ".")
-    command = ["python", "-m", "tmpdiff_bench.additivity", "--model", "sd3"]
-    session.run(*command, "--out", "reports/additivity-sd3", *session.posargs, env=OFFLINE)
-    session.run("python", "analysis/predictors.py", env=OFFLINE)
-    session.run("python", "analysis/prefix_tree.py", env=OFFLINE)
-    session.run("python", "-m", "analysis.every_plan", env=OFFLINE)
-    session.run("python", "-m", "analysis.allocators", env=OFFLINE)
-    session.run("python", "analysis/levels.py", env=OFFLINE)
+    session.run("python", "-m", "analysis.reproduce", *session.posargs, env=OFFLINE)
+
+
+@nox.session
+def bless(session: nox.Session) -> None:
+    """Make what reproduce built the goldens: -- --reason "..." (-- --quick --reason "...")."""
+    session.install("-c", "constraints.txt", "-e", ".")
+    built = "build/quick" if "--quick" in session.posargs else "build/full"
+    command = ("python", "-m", "analysis.golden", "bless", "--reports", built)
+    session.run(*command, *session.posargs, env=OFFLINE)

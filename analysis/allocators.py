@@ -1,37 +1,31 @@
 """Table and figure: what each allocator finds on the embedded sd3, and what it pays for it.
 
-    python -m analysis.allocators [--live-samples 4] [--out reports]
-
 At 8 steps the errors of all plans are known (`analysis.every_plan` measures them), so regret,
-error over the least possible error minus 1, is exact. At 20 steps plans are measured live on
-calibration prompts, and there is no optimum to compare with (`--live-samples 0` leaves this out).
-Levels fp32, w8a8 and w4a4; costs 1, 0.5 and 0.25: an assumption, proportional to bits, and no
-measurement. Writes `allocators.csv`, `.md`, `.tex`, `.svg` and `.png`.
+error over the least possible error minus 1, is exact. Levels fp32, w8a8 and w4a4; costs 1, 0.5
+and 0.25: an assumption, proportional to bits, and no measurement. The suite has the rest: roofline
+costs, more steps, more models.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
-from analysis.every_plan import LEVELS, STEPS, EveryPlan, all_plans, load_every_plan, workload
+from analysis.base import FigureFile, Made, Reports, Script, Table, TableFile
+from analysis.chaos import CHAOTIC
+from analysis.every_plan import LEVELS, EveryPlan, all_plans, load_every_plan
 from tmpdiff_bench.additivity.style import Drawing, canvas, house_style
 from tmpdiff_bench.allocators import ALLOCATORS, Allocation, AllocationProblem
-from tmpdiff_bench.commands import ArgumentParser, run
-from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.commands import run
 from tmpdiff_bench.plan import PrecisionPlan
-from tmpdiff_bench.problems import RelativeCosts, live_problem
+from tmpdiff_bench.problems import RelativeCosts
 
 COSTS = RelativeCosts("bit-proportional", {"fp32": 1.0, "w8a8": 0.5, "w4a4": 0.25})
 SPEEDUPS = (1.5, 2.0, 2.5, 3.0)
-LIVE_STEPS, LIVE_SPEEDUP = 20, 2.5
 SHOWN = 2.5  # the speedup of the figure
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#222222", "#999999")
 MARKERS = "osD^vP*X<>p"
@@ -39,15 +33,15 @@ MARKERS = "osD^vP*X<>p"
 
 def tabulated(data: EveryPlan, speedup: float) -> AllocationProblem:
     """The problem whose errors are looked up in the table of all plans."""
-    errors = dict(zip(all_plans(), data.errors.mean(axis=0).tolist(), strict=True))
-    singles = np.zeros((STEPS, len(LEVELS)))
-    for step in range(STEPS):
+    errors = dict(zip(all_plans(data.steps), data.errors.mean(axis=0).tolist(), strict=True))
+    singles = np.zeros((data.steps, len(LEVELS)))
+    for step in range(data.steps):
         for index, level in enumerate(LEVELS[1:], 1):
-            singles[step, index] = errors[PrecisionPlan.single(LEVELS[0], level, step, STEPS)]
+            singles[step, index] = errors[PrecisionPlan.single(LEVELS[0], level, step, data.steps)]
     return AllocationProblem.for_speedup(
         speedup,
         levels=LEVELS,
-        step_costs=COSTS.step_costs(LEVELS, STEPS),
+        step_costs=COSTS.step_costs(LEVELS, data.steps),
         error=errors.__getitem__,
         single_errors=singles,
         gram=data.products.mean(axis=0),
@@ -58,7 +52,6 @@ def tabulated(data: EveryPlan, speedup: float) -> AllocationProblem:
 def row(found: Allocation, speedup: float, best: float) -> dict[str, Any]:
     """One line of the table."""
     return {
-        "steps": len(found.plan),
         "speedup asked": speedup,
         "allocator": found.allocator,
         "speedup": found.speedup,
@@ -72,7 +65,7 @@ def row(found: Allocation, speedup: float, best: float) -> dict[str, Any]:
 
 
 def small(data: EveryPlan) -> tuple[list[dict[str, Any]], dict[str, Allocation]]:
-    """All allocators at all speedups on the task of 8 steps, and those that the figure shows."""
+    """All allocators at all speedups on the small task, and those that the figure shows."""
     rows, shown = [], {}
     for speedup in SPEEDUPS:
         problem = tabulated(data, speedup)
@@ -84,25 +77,7 @@ def small(data: EveryPlan) -> tuple[list[dict[str, Any]], dict[str, Allocation]]
     return rows, shown
 
 
-def live(samples: int) -> list[dict[str, Any]]:
-    """The task of 20 steps; plans measured before are at hand for the next allocator."""
-    pipeline, work = workload(LIVE_STEPS, 0, samples)
-    with tqdm(desc="20 steps", unit="NFE") as bar:
-        problem = live_problem(
-            pipeline,
-            work,
-            COSTS,
-            levels=LEVELS,
-            speedup=LIVE_SPEEDUP,
-            record_singles=True,
-            on_nfe=bar.update,
-        )
-        names = [name for name in ALLOCATORS if name != "exhaustive"]  # 3^20 plans
-        rows = [row(ALLOCATORS[name](problem), LIVE_SPEEDUP, math.nan) for name in names]
-    return rows
-
-
-def drawing(found: dict[str, Allocation]) -> Drawing:
+def drawing(found: dict[str, Allocation], steps: int) -> Drawing:
     """Least error so far against evaluations, and where each allocator ended."""
     best = found["exhaustive"].error
     with house_style():
@@ -131,52 +106,53 @@ def drawing(found: dict[str, Allocation]) -> Drawing:
             yscale="log",
             xlabel="evaluations (plans paid for, single plans included)",
             ylabel="latent RMSE",
-            title=f"sd3, {STEPS} steps, speedup {SHOWN}; dotted: optimum",
+            title=f"sd3, {steps} steps, speedup {SHOWN}; dotted: optimum",
         )
         ax.yaxis.set_major_formatter("{x:.2g}")
         ax.yaxis.set_minor_formatter("{x:.2g}")
         ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return Drawing("allocators", "Error against evaluations", "", "", figure)
-
-
-def main(argv: Sequence[str]) -> None:
-    """Write table and figure."""
-    parser = ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    return Drawing(
+        "allocators",
+        "Error against evaluations",
+        "Each line is the least error that an allocator has measured so far within the budget, "
+        "each mark the plan that it returns. Calibration samples, so nothing is held out here.",
+        f"Least latent RMSE against the number of evaluated plans, one line for each of "
+        f"{len(found)} allocators, falling to the optimum's dotted line.",
+        figure,
     )
-    parser.add_argument("--live-samples", type=int, default=4)
-    parser.add_argument("--out", type=Path, default=Path("reports"))
-    options = parser.parse_args(argv)
-    data = load_every_plan(options.out / "allocators")
-    if not len(data.errors):
-        raise UsageError(
-            f"no table of all plans in {options.out / 'allocators'}: "
-            "run python -m analysis.every_plan first"
-        )
+
+
+def make(reports: Reports) -> Iterator[Made]:
+    """Table and figure."""
+    data = load_every_plan(reports.folder / "every-plan")
     rows, shown = small(data)
-    if options.live_samples > 0:
-        rows += live(options.live_samples)
     frame = pd.DataFrame(rows)
-    frame.to_csv(options.out / "allocators.csv", index=False)
-    text = frame.copy()
+    text = frame.astype(object).copy()
     for name in ("speedup", "error", "predicted"):
         text[name] = text[name].map("{:.3g}".format).replace("nan", "-")
-    text["regret"] = text["regret"].map("{:.1%}".format).replace("nan%", "-")
-    lines = [text.columns, ["---"] * text.shape[1], *text.to_numpy()]
-    markdown = "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
-    note = (
-        f"Latent RMSE, means over {len(data.errors)} calibration samples at {STEPS} steps and "
-        f"{options.live_samples} at {LIVE_STEPS}. Costs: {COSTS.name} (an assumption). Regret is "
-        "against the least error of all plans within the budget.\n\n"
+    text["regret"] = text["regret"].map("{:.1%}".format)
+    text["allocator"] = text["allocator"].str.replace("_", " ")
+    yield Table(
+        "allocators",
+        "Allocators on every plan of a small task",
+        frame,
+        text.astype(str),
+        f"Latent RMSE, means over {len(data.errors)} calibration samples at {data.steps} steps. "
+        f"Costs: {COSTS.name} (an assumption). Regret is against the least error of all plans "
+        "within the budget.",
     )
-    (options.out / "allocators.md").write_text(note + markdown, encoding="utf-8")
-    tex = text.to_latex(index=False, escape=True)
-    (options.out / "allocators.tex").write_text(tex, encoding="utf-8")
-    figure = drawing(shown)
-    for kind in ("svg", "png"):
-        (options.out / f"allocators.{kind}").write_bytes(figure.to_bytes(kind))
-    print(text.drop(columns="plan").to_string(index=False))
+    yield drawing(shown, data.steps)
 
+
+SCRIPT = Script(
+    __spec__.name,
+    make,
+    inputs=("every-plan/sample-*.safetensors",),
+    outputs=(
+        TableFile("allocators", ("speedup asked", "allocator"), elsewhere={"error": CHAOTIC}),
+        FigureFile("allocators"),
+    ),
+)
 
 if __name__ == "__main__":
-    run(main)
+    run(SCRIPT.main)

@@ -1,21 +1,15 @@
-"""Figure: rooflines' speedups over bf16, per model, hardware and level.
-
-    python analysis/costs.py [--out reports]
-
-Reads the tables that ship in `data/costs`. Writes `roofline-speedups.svg`, `.png`.
-"""
+"""Figure: rooflines' speedups over bf16, per model, hardware and level."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
+from analysis.base import FigureFile, Made, Reports, Script
 from tmpdiff_bench.additivity.style import Drawing, canvas, house_style, level_colours
-from tmpdiff_bench.commands import ArgumentParser, run
+from tmpdiff_bench.commands import run
 from tmpdiff_bench.costs import load_costs
 
 MODELS = ("sd3", "flux", "pixart", "sdxl")
@@ -39,13 +33,8 @@ def draw(ax: Axes, model: str) -> None:
     ax.axvline(1, color="#666666", lw=0.8)
 
 
-def main(argv: Sequence[str]) -> None:
-    """Draw the figure and write it."""
-    parser = ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("reports"), metavar="PATH")
-    out = parser.parse_args(argv).out
+def make(_: Reports) -> Iterator[Made]:
+    """The figure."""
     with house_style():
         figure, axes = canvas(2, 2, 4.4, sharex=True, sharey=True)
         for ax, model in zip([*axes[0], *axes[1]], MODELS, strict=True):
@@ -57,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
         handles = [found[level] for level in LEVELS]
         figure.legend(handles, list(LEVELS), loc="outside upper center", ncols=len(LEVELS))
         figure.supxlabel("least time of a step at bf16 / at the level")
-    drawing = Drawing(
+    yield Drawing(
         "roofline-speedups",
         "What a level saves at the roofline",
         "Rooflines of true-size models at 1024 x 1024; a level that is missing is one that the "
@@ -65,12 +54,14 @@ def main(argv: Sequence[str]) -> None:
         "Dots of speedups between 1 and 3.3 for four models on six graphics cards.",
         figure,
     )
-    out.mkdir(parents=True, exist_ok=True)
-    for kind in ("svg", "png"):
-        path = out / f"{drawing.name}.{kind}"
-        path.write_bytes(drawing.to_bytes(kind))
-        print(f"wrote {path}")
 
+
+SCRIPT = Script(
+    __spec__.name,
+    make,
+    inputs=("data/costs/roofline-*.json",),
+    outputs=(FigureFile("roofline-speedups"),),
+)
 
 if __name__ == "__main__":
-    run(main)
+    run(SCRIPT.main)

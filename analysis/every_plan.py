@@ -1,11 +1,12 @@
 """Data: the error of every plan of a small task, so that regret can be exact.
 
-    python -m analysis.every_plan [--samples 4] [--out reports/allocators]
+    python -m analysis.every_plan [--samples 4] [--steps 8] [--out reports/every-plan]
 
-The embedded sd3 with 8 steps and the levels fp32, w8a8 and w4a4: all 6,561 plans, run once through
-the prefix tree on calibration prompts. Writes one file per sample (`every-plan-N.safetensors`:
+The embedded sd3 with the levels fp32, w8a8 and w4a4: all plans (6,561 at 8 steps), run once through
+the prefix tree on calibration prompts. Writes one file per sample (`sample-N.safetensors`:
 latent RMSE of every plan in lexical order, and the inner products of the single plans' terminal
-deviations); a sample that is there already is not run again. 19,680 network evaluations a sample.
+deviations); a sample that is there already is not run again. 19,680 network evaluations a
+sample at 8 steps.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from safetensors import safe_open
 from safetensors.numpy import save
 from tqdm import tqdm
 
+from analysis.provenance import ROOT
 from tmpdiff_bench.commands import ArgumentParser, positive_int, run
+from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.pipelines import StepwisePipeline, load_model
 from tmpdiff_bench.plan import PrecisionPlan, nodes_per_step
 from tmpdiff_bench.problems import LiveError
@@ -33,20 +36,21 @@ from tmpdiff_bench.store import write_atomically
 from tmpdiff_bench.trajectory import Workload
 from tmpdiff_bench.zoo.prompts import mixed_prompts
 
-LEVELS, STEPS, GUIDANCE = ("fp32", "w8a8", "w4a4"), 8, 4.0
+LEVELS, GUIDANCE = ("fp32", "w8a8", "w4a4"), 4.0
 
 
 @dataclass(frozen=True, eq=False)
 class EveryPlan:
     """`errors` (n, P) of all P plans in lexical order; `products` (n, K, K), cells by level."""
 
+    steps: int
     errors: NDArray[np.float32]
     products: NDArray[np.float64]
 
 
-def all_plans() -> list[PrecisionPlan]:
+def all_plans(steps: int) -> list[PrecisionPlan]:
     """Every plan, in lexical order of level indices."""
-    return [PrecisionPlan(levels) for levels in itertools.product(LEVELS, repeat=STEPS)]
+    return [PrecisionPlan(levels) for levels in itertools.product(LEVELS, repeat=steps)]
 
 
 def workload(steps: int, first: int, samples: int) -> tuple[StepwisePipeline, Workload]:
@@ -69,30 +73,30 @@ def workload(steps: int, first: int, samples: int) -> tuple[StepwisePipeline, Wo
     )
 
 
-def measure(path: Path, index: int) -> None:
+def measure(path: Path, steps: int, index: int) -> None:
     """Run all plans on one sample, unless the file is of the same workload already."""
-    pipeline, work = workload(STEPS, index, 1)
+    pipeline, work = workload(steps, index, 1)
     key = work.key(levels=LEVELS)
     if path.exists():
         with safe_open(path, "np") as file:
             if json.loads(file.metadata()["about"])["key"] == key:
                 return
-    plans = all_plans()
+    plans = all_plans(steps)
     nodes = sum(nodes_per_step(plans)) * pipeline.nfe(0)
     with tqdm(total=nodes, desc=f"sample {index}", unit="NFE") as bar:
         error = LiveError(pipeline, work, LEVELS, on_nfe=bar.update)
         errors = error.samples(plans)[:, 0]
     singles = [
-        PrecisionPlan.single(LEVELS[0], level, step, STEPS)
+        PrecisionPlan.single(LEVELS[0], level, step, steps)
         for level in LEVELS[1:]
-        for step in range(STEPS)
+        for step in range(steps)
     ]
     deviations = error.deviations(singles).flatten(1).numpy()
     about = {
         "key": key,
         "weights": work.weights_digest,
         "levels": LEVELS,
-        "steps": STEPS,
+        "steps": steps,
         "prompts": work.prompts,
         "nfe": error.engine.nfe,
     }
@@ -105,12 +109,15 @@ def measure(path: Path, index: int) -> None:
 
 def load_every_plan(folder: Path) -> EveryPlan:
     """What has been measured so far, sample by sample."""
-    errors, products = [], []
-    for path in sorted(folder.glob("every-plan-*.safetensors")):
+    errors, products, steps = [], [], set()
+    for path in sorted(folder.glob("sample-*.safetensors")):
         with safe_open(path, "np") as file:
             errors.append(file.get_tensor("errors"))
             products.append(file.get_tensor("products"))
-    return EveryPlan(np.array(errors), np.array(products))
+            steps.add(json.loads(file.metadata()["about"])["steps"])
+    if len(steps) != 1:
+        raise UsageError(f"{folder} holds samples of {sorted(steps)} steps: make them anew")
+    return EveryPlan(steps.pop(), np.array(errors), np.array(products))
 
 
 def main(argv: Sequence[str]) -> None:
@@ -119,11 +126,12 @@ def main(argv: Sequence[str]) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--samples", type=positive_int, default=4)
-    parser.add_argument("--out", type=Path, default=Path("reports/allocators"))
+    parser.add_argument("--steps", type=positive_int, default=8)
+    parser.add_argument("--out", type=Path, default=ROOT / "reports" / "every-plan")
     options = parser.parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
     for index in range(options.samples):
-        measure(options.out / f"every-plan-{index}.safetensors", index)
+        measure(options.out / f"sample-{index}.safetensors", options.steps, index)
     print(f"{options.samples} samples in {options.out}")
 
 

@@ -1,25 +1,21 @@
 """Table: signal-to-quantization-noise ratio in dB of every format, by layer of the embedded sd3.
 
-    python analysis/levels.py [--samples 8] [--out reports]
-
-Weights, and inputs of the layers in a run of the reference over 20 steps, are rounded as the
-simulated levels round them. Writes `levels.csv` (all layers), and `levels.md` and `levels.tex`
-(formats by kind of layer, medians over blocks), and prints the latter.
+Weights, and inputs of the layers in a run of the reference, are rounded as the simulated levels
+round them.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tmpdiff_bench.commands import ArgumentParser, positive_int, run
+from analysis.base import Made, Reports, Script, Table, TableFile, Tolerance
+from tmpdiff_bench.commands import run
 from tmpdiff_bench.levels import FORMATS, quantize_dequantize
 from tmpdiff_bench.noise import initial_noise
 from tmpdiff_bench.pipelines import StepwisePipeline, load_model
@@ -27,6 +23,7 @@ from tmpdiff_bench.zoo.prompts import mixed_prompts
 
 STEPS, GUIDANCE = 20, 4.0
 FORMS = [form for form in FORMATS if form != "fp32"]
+DECIBELS = Tolerance(0, 0.05, "the reference is not chaotic: sums over many values of one rounding")
 
 
 def rounded_weight(weight: Tensor, form: str) -> Tensor:
@@ -91,26 +88,28 @@ def by_kind(layers: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index()
 
 
-def main(argv: Sequence[str]) -> None:
-    """Measure, and write the tables."""
-    parser = ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--samples", type=positive_int, default=8)
-    parser.add_argument("--out", type=Path, default=Path("reports"))
-    options = parser.parse_args(argv)
+def make(reports: Reports) -> Iterator[Made]:
+    """The table: all layers in csv, medians by kind of layer for readers."""
     pipeline = load_model("sd3").stepwise(steps=STEPS, guidance=GUIDANCE)
-    layers = ratios(pipeline, list(mixed_prompts(options.samples, "calibration")["text"]))
+    samples = 2 if reports.quick else 8
+    layers = ratios(pipeline, list(mixed_prompts(samples, "calibration")["text"]))
     shown = by_kind(layers).map(lambda v: f"{v:.1f}" if isinstance(v, float) else v)
-    lines = [shown.columns, ["---"] * shown.shape[1], *shown.to_numpy()]
-    text = "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
-    options.out.mkdir(parents=True, exist_ok=True)
-    layers.round(3).to_csv(options.out / "levels.csv", index=False)
-    (options.out / "levels.md").write_text(text, encoding="utf-8")
-    tex = shown.to_latex(index=False, escape=True)
-    (options.out / "levels.tex").write_text(tex, encoding="utf-8")
-    print(shown.to_string(index=False))
+    yield Table(
+        "levels",
+        "Signal over rounding noise in dB",
+        layers.round(3),
+        shown,
+        "Formats by kind of layer, medians over the blocks of the embedded sd3; inputs of "
+        f"{samples} samples at all {STEPS} steps of the reference. The csv has every layer.",
+    )
 
+
+SCRIPT = Script(
+    __spec__.name,
+    make,
+    inputs=("data/models/sd3/model_index.json",),
+    outputs=(TableFile("levels", ("layer", "rounded"), elsewhere=dict.fromkeys(FORMS, DECIBELS)),),
+)
 
 if __name__ == "__main__":
-    run(main)
+    run(SCRIPT.main)

@@ -1,24 +1,21 @@
 """Table: R² about the identity line of every predictor, by model, level and metric, over plans
 (between their mean log errors) and over samples (every prompt and seed, in the metric's units).
-
-    python analysis/predictors.py [RECORDING ...] [--out reports]
-
-Reads recordings (default: `reports/additivity-*/recording`); writes `predictors.csv`, `.md` and
-`.tex` into the reports folder, and prints the rows of the latent RMSE.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from analysis.base import Made, Reports, Script, Table, TableFile
 from tmpdiff_bench.additivity import analyse
-from tmpdiff_bench.commands import ArgumentParser, run
-from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.additivity.style import metric_label, predictor_label
+from tmpdiff_bench.commands import run
 from tmpdiff_bench.trajectory import Recording
+
+RECORDINGS = "additivity-*/recording"
 
 
 def table(recordings: Sequence[Path]) -> pd.DataFrame:
@@ -38,28 +35,28 @@ def table(recordings: Sequence[Path]) -> pd.DataFrame:
     return wide.loc[list(order)].reset_index()
 
 
-def main(argv: Sequence[str]) -> None:
-    """Write the table of the recordings named on the command line."""
-    parser = ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("recordings", nargs="*", type=Path, metavar="RECORDING")
-    parser.add_argument("--out", type=Path, default=Path("reports"))
-    options = parser.parse_args(argv)
-    recordings = options.recordings or sorted(options.out.glob("additivity-*/recording"))
-    if not recordings:
-        raise UsageError(f"no recording in {options.out}: run the main job with --out there first")
-    wide = table(recordings)
+def make(reports: Reports) -> Iterator[Made]:
+    """The table of all recordings."""
+    wide = table(sorted(reports.folder.glob(RECORDINGS)))
     shown = wide.map(lambda v: f"{v:.3f}" if isinstance(v, float) else v).replace("nan", "-")
-    lines = [shown.columns, ["---"] * shown.shape[1], *shown.to_numpy()]
-    options.out.mkdir(parents=True, exist_ok=True)
-    wide.to_csv(options.out / "predictors.csv", index=False)
-    text = "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
-    (options.out / "predictors.md").write_text(text, encoding="utf-8")
-    tex = shown.to_latex(index=False, escape=True)
-    (options.out / "predictors.tex").write_text(tex, encoding="utf-8")
-    print(shown[shown["metric"] == "latent_rmse"].to_string(index=False))
+    shown["metric"] = shown["metric"].map(metric_label)
+    shown["predictor"] = shown["predictor"].map(predictor_label)
+    yield Table(
+        "predictors",
+        "R² about the identity line",
+        wide,
+        shown,
+        "Of every predictor of a joint error from single ones, over plans (between their mean log "
+        "errors) and over samples (every prompt and seed); below 0 the mean would predict better.",
+    )
 
+
+SCRIPT = Script(
+    __spec__.name,
+    make,
+    inputs=(f"{RECORDINGS}/manifest.json",),
+    outputs=(TableFile("predictors", ("model", "metric", "predictor", "over")),),
+)
 
 if __name__ == "__main__":
-    run(main)
+    run(SCRIPT.main)

@@ -1,23 +1,21 @@
 """Figure: the prefix tree of a recording's plans, and what sharing prefixes saves.
 
-    python analysis/prefix_tree.py [--out reports]
-
 Left, every node of a small tree: all single plans of two levels and the joint plan `w4a4*3 fp32*3`,
 6 steps. Right, network steps a sample at each step of the default experiment, by the tree and by
-one loop per plan. All counts are those that the engine runs by. Writes `prefix-tree.svg`, `.png`.
+one loop per plan.
+All counts are those that the engine runs by.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 from matplotlib.axes import Axes
 
+from analysis.base import FigureFile, Made, Reports, Script
 from tmpdiff_bench.additivity.design import joint_design
 from tmpdiff_bench.additivity.style import Drawing, canvas, house_style, level_colours
-from tmpdiff_bench.commands import ArgumentParser, run
+from tmpdiff_bench.commands import run
 from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.trajectory import nodes_per_step
 from tmpdiff_bench.trajectory.options import EXPERIMENT
@@ -92,30 +90,25 @@ def default_plans() -> list[PrecisionPlan]:
     return [*singles(levels, steps), *(joint.plan for joint in design)]
 
 
-def drawing() -> Drawing:
+def make(_: Reports) -> Iterator[Made]:
     """The figure."""
     small = [*singles(SMALL, STEPS), PrecisionPlan.parse("w4a4*3 fp32*3")]
     with house_style():
         figure, [[left, right]] = canvas(1, 2, 2.9)
         draw_tree(left, small)
         draw_counts(right, default_plans())
-    return Drawing("prefix-tree", "Prefix tree", "", "", figure)
-
-
-def main(argv: Sequence[str]) -> None:
-    """Write the figure."""
-    parser = ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    yield Drawing(
+        "prefix-tree",
+        "Plans share their first steps",
+        "Left: all single plans of two levels and one joint plan, every network step one line. "
+        "Right: network steps a sample at each step of the default experiment.",
+        "A tree of plans that branches off a straight reference run, beside bars that rise with "
+        "the step towards the count of one loop per plan.",
+        figure,
     )
-    parser.add_argument("--out", type=Path, default=Path("reports"))
-    options = parser.parse_args(argv)
-    options.out.mkdir(parents=True, exist_ok=True)
-    found = drawing()
-    for kind in ("svg", "png"):
-        path = options.out / f"{found.name}.{kind}"
-        path.write_bytes(found.to_bytes(kind))
-        print(f"wrote {path}")
 
+
+SCRIPT = Script(__spec__.name, make, inputs=(), outputs=(FigureFile("prefix-tree"),))
 
 if __name__ == "__main__":
-    run(main)
+    run(SCRIPT.main)

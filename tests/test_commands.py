@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import logging
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -104,6 +108,55 @@ def test_bad_arguments_are_one_line_and_status_2(
 def test_good_arguments_are_read() -> None:
     assert commands.positive_int("20") == 20
     assert commands.finite_float("-4.5e0") == -4.5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a,,b", "'a,,b' is not a list of names"), ("a,b,a", "'a,b,a' names a more than once")],
+)
+def test_lists_of_names_are_checked(text: str, message: str) -> None:
+    assert commands.names("a, b") == ["a", "b"]
+    with pytest.raises(argparse.ArgumentTypeError, match=message):
+        commands.names(text)
+
+
+def test_folders_that_can_not_be_written_are_known_before_the_work(tmp_path: Path) -> None:
+    assert commands.out_folder(str(tmp_path / "new" / "one")) == tmp_path / "new" / "one"
+    assert list(tmp_path.iterdir()) == [], "asking makes nothing"
+    (tmp_path / "file").write_text("")
+    for bad in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(argparse.ArgumentTypeError, match="file is no folder that can be writ"):
+            commands.out_folder(str(bad))
+
+
+def test_subcommands_take_no_abbreviations_either() -> None:
+    parser = commands.ArgumentParser(prog="program")
+    below = parser.add_subparsers(dest="command").add_parser("go")
+    below.add_argument("--steps")
+    assert type(below) is commands.ArgumentParser
+    with pytest.raises(SystemExit):
+        parser.parse_args(["go", "--step", "3"])
+
+
+def test_scripts_print_no_noise_of_imports() -> None:
+    """They import what is heavy before they call `commands.run`; all of them in one process."""
+    root = Path(__file__).parents[1]
+    scripts = [p for folder in ("analysis", "benchmarks") for p in (root / folder).glob("*.py")]
+    names = [".".join(path.relative_to(root).with_suffix("").parts) for path in sorted(scripts)]
+    program = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    importlib.import_module(name)\n"
+        "print('diffusers.quantizers.torchao.torchao_quantizer' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *names],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=root,
+    )
+    assert (done.stdout, done.stderr) == ("True\n", "")
 
 
 def test_only_the_noise_of_imports_is_silenced(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,8 @@
 """What the commands share: exit statuses, one-line errors, and arguments that are checked.
 
 A command's `__main__.py` is `run(main)`. What is heavy is imported inside `main`: so `--help` is
-fast, Ctrl-C has its one line from the start, and noise of third-party imports is silenced.
+fast, and Ctrl-C has its one line from the start. Noise of third-party imports is silenced as soon
+as this module is imported, so that scripts which import what is heavy first print none either.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import ctypes
 import errno
 import logging
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from tmpdiff_bench.errors import UsageError
 
@@ -33,7 +36,6 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     Exit status 0; 2 after a `UsageError`; 130 after Ctrl-C; 1 where the disk is full. Each of the
     last three prints one line on stderr; other exceptions are faults of ours and keep their traces.
     """
-    _silence_import_noise()
     _keep_freed_memory()
     try:
         main(sys.argv[1:] if argv is None else argv)
@@ -54,7 +56,15 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """An `argparse.ArgumentParser` whose errors are one line, without the usage text."""
+    """An `argparse.ArgumentParser` whose errors are one line, without the usage text.
+
+    Descriptions keep their lines, and options are not abbreviated; `add_subparsers` makes parsers
+    of the same kind.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
         """Print the line and exit with status 2."""
@@ -90,6 +100,25 @@ def finite_float(text: str) -> float:
     return value
 
 
+def names(text: str) -> list[str]:
+    """The argument type of lists of names, such as a,b: each given once."""
+    found = [name.strip() for name in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of names, such as a,b")
+    if repeated := next((name for name in found if found.count(name) > 1), None):
+        raise argparse.ArgumentTypeError(f"{text!r} names {repeated} more than once")
+    return found
+
+
+def out_folder(text: str) -> Path:
+    """The argument type of folders that are written to, made if need be: known before the work."""
+    folder = Path(text)
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{nearest} is no folder that can be written to")
+    return folder
+
+
 def _end(status: int, message: str) -> NoReturn:
     print(" ".join(message.split()), file=sys.stderr)
     sys.exit(status)
@@ -111,3 +140,6 @@ def _keep_freed_memory() -> None:
 
 def _is_no_noise(record: logging.LogRecord) -> bool:
     return _IMPORT_NOISE[record.name] not in record.getMessage()
+
+
+_silence_import_noise()

@@ -233,6 +233,17 @@ def test_a_process_that_died_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         ("measure --model sd3 --levels fp32,native:w8a8 --repeats 2", "at least 6"),
         ("measure --model sd3 --levels fp32,,x", "is not a list of names"),
         ("measure --model sd3 --levels fp32,native:w8a8 --plan fp32*x", "bad run 'fp32*x'"),
+        ("measure --model fluks --levels fp32,native:w8a8", "unknown model 'fluks': did you mean"),
+        (
+            "measure --model sd3 --levels fp32,native:w8a8 --resolution 64",
+            "an effect only with --w",
+        ),
+        (
+            "measure --model sd3 --weights random --levels native:bf16,native:w8a8 --guidance 2",
+            "no effect with --weights random",
+        ),
+        ("roofline --model sd3,sd3 --hardware h200", "names sd3 more than once"),
+        ("roofline --model sd3 --hardware h200 --resolution -5", "'-5' is not a whole number"),
         ("compare roofline-flux-h200-1024 roofline-flux-h200-1024", "takes a measured table"),
         ("compare nothing-like-it roofline-flux-h200-1024", "unknown cost table"),
     ],
@@ -289,3 +300,39 @@ def test_roofline_and_measurement_stand_side_by_side() -> None:
     other = CostTable("measured-y", "measured", "sd3 (embedded)", "a CPU", levels)
     with pytest.raises(UsageError, match="only tables of one model"):
         comparison_text(other, roofline)
+
+
+@pytest.mark.parametrize("command", ["roofline --hardware h200", "measure --levels a,b"])
+def test_a_folder_that_can_not_be_written_is_known_first(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as ended:
+        run(main, [*command.split(), "--model", "sd3", "--out", str(tmp_path / "file" / "x")])
+    assert ended.value.code == 2
+    assert "file is no folder that can be written to" in capsys.readouterr().err
+
+
+def test_what_can_not_be_loaded_is_known_after_one_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that holds all levels comes first, and alone."""
+    started = []
+
+    class Refusing(Clockwork):
+        def __init__(self, subject: Subject) -> None:
+            super().__init__(subject)
+            started.append(subject.levels)
+
+        def wait(self) -> dict[str, Any]:
+            raise UsageError("level native:nvfp4 can't run")
+
+    monkeypatch.setattr(measuring, "Worker", Refusing)
+    with pytest.raises(UsageError, match="native:nvfp4"):
+        measure(SUBJECT, repeats=6)
+    assert started == [SUBJECT.levels]
+
+
+@pytest.mark.parametrize("device", ["nonsense", "xpu:7"])
+def test_true_size_denoisers_name_an_absent_device(device: str) -> None:
+    subject = Subject("sd3", ("native:bf16",), weights="random", device=device, resolution=64)
+    with pytest.raises(UsageError, match=f"device '{device}' is not available here"):
+        TrueSize(architecture("sd3"), subject)

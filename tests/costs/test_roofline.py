@@ -28,6 +28,16 @@ from tmpdiff_bench.levels import Level
 # a linear layer of 6 rows, 100 inputs and 40 outputs with a bias
 LINEAR = Operation("a", "linear", 48_000, 600, 4_040, 240, 6, 100, 40, True, True)
 ATTENTION = Operation("", "attention", 9_000, 300, 0, 100)
+SHEET = """
+name = "x"
+memory_gb = { value = 1, source = "s" }
+bandwidth_gb_s = { value = 1, source = "s" }
+[sources]
+s = "a document"
+[peak]
+bf16 = { value = 1, source = "s" }
+[absent]
+"""
 CHIP = Hardware(
     "chip",
     "a chip",
@@ -167,6 +177,13 @@ def test_a_missing_format_is_not_offered_and_says_why() -> None:
         ("", "has the fields"),
         ("name = ", "can't be read"),
         ('name = "x"\nmemory_gb = 3\nbandwidth_gb_s = 4\n[sources]\n[peak]\n[absent]\n', "needs a"),
+        (SHEET.replace("memory_gb = { value = 1", 'memory_gb = { value = "1"'), "needs a positive"),
+        (SHEET.replace("memory_gb = { value = 1", "memory_gb = { value = inf"), "needs a positive"),
+        (SHEET.replace("memory_gb = { value = 1", "memory_gb = { value = true"), "needs a posit"),
+        (SHEET.replace("bf16 =", "bf15 ="), "unknown format 'bf15': did you mean 'bf16'"),
+        (SHEET.replace("bf16 =", "fp16 ="), "no rate for bf16"),
+        (SHEET.replace("[absent]", "") + "absent = 3\n", "has the fields"),
+        ("peak = 3\nabsent = 3\n" + SHEET.partition("[peak]")[0], "peak is a table, not 3"),
     ],
 )
 def test_a_sheet_without_sources_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -174,6 +191,21 @@ def test_a_sheet_without_sources_is_refused(tmp_path: Path, text: str, message: 
     path.write_text(text)
     with pytest.raises(UsageError, match=message):
         load_hardware(str(path))
+
+
+def test_a_sheet_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(SHEET)
+    table = roofline_table("sd3", load_hardware(str(path)), resolution=512, levels=DEFAULT_LEVELS)
+    assert (table.name, table.device) == ("roofline-sd3-mine-512", "x")
+    assert set(table.levels) == {"bf16", "w8a16", "w4a16"}
+
+
+def test_chosen_levels_do_not_replace_the_shipped_table() -> None:
+    chip = load_hardware("b200")
+    table = roofline_table("sd3", chip, resolution=1024, levels=["fp8", "nvfp4+lr32"])
+    assert table.name == "roofline-sd3-b200-1024-fp8-nvfp4-lr32"
+    assert table.name not in shipped()
 
 
 def test_unknown_hardware_has_a_nearest_name() -> None:

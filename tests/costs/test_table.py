@@ -125,6 +125,8 @@ def test_json_and_files_round_trip(table: CostTable, tmp_path: Path) -> None:
         ("levels", {"fp32": {"ms": -3, "interval": None}}, "can't cost -3 ms"),
         ("levels", {"fp32": {"ms": float("nan"), "interval": None}}, "is no cost"),
         ("levels", {"fp32": {"ms": True, "interval": None}}, "is no cost"),
+        ("levels", {"fp32": {"ms": 10**400, "interval": None}}, "is no cost"),
+        ("levels", {"fp32": {"ms": "3", "interval": None}}, "is no cost"),
         ("levels", {"fp32": {"ms": 3, "interval": [4, 5]}}, "is no cost"),
         ("levels", {"fp32": {"ms": 3, "interval": [1]}}, "two numbers"),
         ("switch", 3, "a cost is an object"),

@@ -116,6 +116,20 @@ def test_shared_rounding_notices_changed_inputs() -> None:
     assert torch.allclose(layer(x) - bias, bias - before, atol=1e-5)
 
 
+def test_levels_run_in_inference_mode() -> None:
+    """Whose tensors count no changes, so that nothing may be shared by identity."""
+    torch.manual_seed(0)
+    bank = LevelBank(Toy().eval(), ("fp32", "w4a4"), ("first", "second"))
+    layer, x = bank["w4a4"].get_submodule("first"), torch.randn(4, 128)
+    with torch.no_grad():
+        expected = (layer(x), layer(-x))
+    with torch.inference_mode():
+        y = x.clone()
+        assert torch.equal(layer(y), expected[0])
+        y.mul_(-1)
+        assert torch.equal(layer(y), expected[1])
+
+
 def test_bank_refuses_what_it_can_not_do() -> None:
     with pytest.raises(UsageError, match=r"w4a4\+lr4 scales its inputs .* `calibrate`"):
         LevelBank(Toy(), ("fp32", "w4a4+lr4"), ("first",))

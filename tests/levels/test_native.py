@@ -32,9 +32,9 @@ RUNS = {
     "mxfp6": (),
     "mxfp4": (),
 }
-# a processor without these instructions has nothing to run them on
-needs_int8 = pytest.mark.skipif("int8" not in HERE.features, reason="no int8 products here")
-needs_bf16 = pytest.mark.skipif("bf16" not in HERE.features, reason="no bf16 products here")
+LACKS_INT8, LACKS_BF16 = "int8" not in HERE.features, "bf16" not in HERE.features
+needs_int8 = pytest.mark.skipif(LACKS_INT8, reason="this processor has no int8 instructions")
+needs_bf16 = pytest.mark.skipif(LACKS_BF16, reason="this processor has no bf16 instructions")
 
 
 @pytest.mark.parametrize("base", RUNS)

@@ -50,6 +50,9 @@ class ToyPipeline:
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         return Conditioning({"length": torch.tensor([[float(len(p))] for p in prompts])}, {})
 
+    def free_text_encoders(self) -> None:
+        pass
+
     def truncated(self, prompts: Sequence[str]) -> list[str]:
         return []
 

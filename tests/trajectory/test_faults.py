@@ -6,15 +6,27 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import SmallDisk
 from tests.trajectory.conftest import ToyBank
 from tests.trajectory.test_recorder import LEVELS, contents, make
 from tmpdiff_bench.store import CellStore
 from tmpdiff_bench.trajectory import Recording, recorder
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """So small a model only waits for its other threads, for long where the machine is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 LITTLE = {"prompts": {"p0": "a red circle"}, "max_batch": 1}
 # Forks from a process that has imported everything, so that a run takes milliseconds; one thread,

@@ -28,6 +28,8 @@ from tmpdiff_bench.zoo.scenes import render, sample_scenes
 from tmpdiff_bench.zoo.sd3 import encode_tokens
 from tmpdiff_bench.zoo.vae import reconstruction_psnr
 
+SHIPPED = sorted(p.parent.name for p in (data_folder() / "models").glob("*/model_index.json"))
+
 
 @pytest.fixture(scope="module")
 def pipeline() -> StableDiffusion3Pipeline:
@@ -51,7 +53,7 @@ def test_every_file_is_in_the_manifest() -> None:
 
 
 def test_embedded_files_stay_small() -> None:
-    sizes = [p.stat().st_size for p in (data_folder() / "models").rglob("*") if p.is_file()]
+    sizes = [p.stat().st_size for p in data_folder().rglob("*") if p.is_file()]
     assert sum(sizes) < 40e6
 
 
@@ -77,6 +79,19 @@ def test_asking_for_prompts() -> None:
         mixed_prompts(385, "calibration")
     with pytest.raises(UsageError, match="did you mean 'scenes-counts'"):
         load_prompts("scenes-count", "calibration")
+
+
+def test_the_vae_is_one_and_its_card_names_it() -> None:
+    models = data_folder() / "models"
+    files = [models / name / "vae" / "diffusion_pytorch_model.safetensors" for name in SHIPPED]
+    (digest,) = {hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    assert digest in (models / "vae" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_recogniser_draws_nothing() -> None:
+    before = torch.get_rng_state()
+    load_recogniser()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_vae(pipeline: StableDiffusion3Pipeline) -> None:
@@ -129,9 +144,6 @@ def test_samples_show_their_prompts(pipeline: StableDiffusion3Pipeline) -> None:
     shuffled = scene_accuracy(recogniser, images, requirements[1:] + requirements[:1])
     assert found.objects > 0.8
     assert shuffled.objects < 0.25
-
-
-SHIPPED = sorted(p.parent.name for p in (data_folder() / "models").glob("*/model_index.json"))
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -5,14 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tmpdiff_bench.commands import ArgumentParser, finite_float, positive_int, run
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.trajectory.options import EXPERIMENT, add_options, given, settings
-
-if TYPE_CHECKING:
-    from tmpdiff_bench.trajectory import Recording
 
 DESCRIPTION = """\
 Do quantization errors of single denoising steps add up? Runs a diffusion model with every step
@@ -25,8 +21,14 @@ examples:
       the default experiment; its report is additivity-sd3/report.html
   python -m tmpdiff_bench.additivity --model sd3 --levels fp32,w4a4 --steps 8 --out small
       a small one
+  python -m tmpdiff_bench.additivity --model all
+      every embedded model, with a joint table; the page is additivity-all/report.html
+  python -m tmpdiff_bench.additivity --model sd3 --metrics lpips-scenes,one_minus_ssim,psnr
+      other metrics, measured for every run
   python -m tmpdiff_bench.additivity --recording additivity-sd3/recording --margin 0.2 --out wider
       another analysis of the same runs, without the model
+  python -m tmpdiff_bench.additivity --recording additivity-sd3 additivity-flux --out both
+      recordings of several models together
 
 Interrupted, the same command goes on where it was; repeated, it reuses its recording.
 """
@@ -35,27 +37,42 @@ Interrupted, the same command goes on where it was; repeated, it reuses its reco
 def main(argv: Sequence[str]) -> None:
     """Check the arguments, then record or open, analyse, and write the report."""
     options = _read(argv)
-    out = options.out or Path(f"additivity-{options.model or options.recording.resolve().name}")
+    if options.model == ALL:
+        _check_all(options)
+        from tmpdiff_bench.additivity.several import every_model
+
+        print(every_model(options.out, options.settings, margin=options.margin))
+        return
     # below the check of the arguments, because these imports take seconds
     from tmpdiff_bench.additivity.report import check_folder, summary_text, write_report
 
-    check_folder(out)
-    from tmpdiff_bench.additivity.analysis import analyse
+    if options.recording is None:
+        check_folder(options.out)
+        from tmpdiff_bench.additivity.experiment import record_design
 
-    recording = _recording(options, out)
-    report = analyse(recording, margin=options.margin)
-    page = write_report(report, recording, out)
-    print(summary_text(report, page))
-
-
-def _recording(options: argparse.Namespace, out: Path) -> Recording:
-    if options.recording:
+        folder = options.out / "recording"
+        recording = record_design(options.model, folder=folder, **options.settings)
+    else:
+        from tmpdiff_bench.additivity.several import find_recordings, several_recordings
         from tmpdiff_bench.trajectory import Recording
 
-        return Recording.open(options.recording)
-    from tmpdiff_bench.additivity.experiment import record_design
+        found = find_recordings(options.recording)
+        if len(found) > 1:
+            chosen = {"metrics": options.chosen_metrics, "margin": options.margin}
+            print(several_recordings(found, options.out, **chosen))
+            return
+        check_folder(options.out)
+        recording = Recording.open(found[0])
+    from tmpdiff_bench.additivity.analysis import analyse
 
-    return record_design(options.model, folder=out / "recording", **options.settings)
+    report = analyse(recording, metrics=options.chosen_metrics, margin=options.margin)
+    print(summary_text(report, write_report(report, recording, options.out)))
+
+
+def _check_all(options: argparse.Namespace) -> None:
+    for name in ("--weights", "--revision"):
+        if options.settings[name.removeprefix("--")] not in (None, "embedded"):
+            raise UsageError(f"{name} is of one model: it has no meaning with --model {ALL}")
 
 
 def _margin(text: str) -> float:
@@ -64,6 +81,7 @@ def _margin(text: str) -> float:
     return margin
 
 
+ALL = "all"
 # what a recording has settled; an option that would have no effect on one is an error
 _EXPERIMENT = {**EXPERIMENT, "--joint-plans": (positive_int, 12, "joint plans of each low level")}
 
@@ -79,10 +97,17 @@ def _parser() -> ArgumentParser:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--model", metavar="NAME", help="record this model: sd3, flux, pixart or sdxl"
+        "--model",
+        metavar="NAME",
+        help="record this model: sd3, flux, pixart or sdxl, or all that are embedded",
     )
     source.add_argument(
-        "--recording", type=Path, metavar="PATH", help="analyse an existing recording instead"
+        "--recording",
+        type=Path,
+        nargs="+",
+        action="extend",
+        metavar="PATH",
+        help="analyse existing recordings, or those of reports, instead",
     )
     parser.add_argument(
         "--out", type=Path, metavar="PATH", help="folder of the report (default: additivity-MODEL)"
@@ -102,8 +127,17 @@ def _read(argv: Sequence[str]) -> argparse.Namespace:
     exclude each other.
     """
     options = _parser().parse_args(argv)
-    if options.recording and (named := given(options, _EXPERIMENT)):
+    named = [name for name in given(options, _EXPERIMENT) if name != "--metrics"]
+    if options.recording and named:
         raise UsageError(f"{named[0]} has no effect with --recording: leave one of them out")
+    # of an existing recording, which to analyse beside the one that reports are built on; of a new
+    # one all errors that it will hold are
+    chosen = getattr(options, "metrics", None) if options.recording else None
+    options.chosen_metrics = chosen and tuple(dict.fromkeys(("latent_rmse", *chosen)))
+    name = options.model or (
+        options.recording[0].resolve().name if len(options.recording) == 1 else "joint"
+    )
+    options.out = options.out or Path(f"additivity-{name}")
     options.settings = settings(options, _EXPERIMENT)
     if options.settings["steps"] < 2:
         raise UsageError("--steps 1 leaves nothing to add up: at least 2 are needed")

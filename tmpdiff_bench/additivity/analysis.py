@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tmpdiff_bench.additivity.fidelity import fidelity
 from tmpdiff_bench.additivity.findings import HYPOTHESES_RULE, Findings
 from tmpdiff_bench.additivity.hypotheses import PromptBootstrap, mean_of, rank_within
 from tmpdiff_bench.additivity.inference import (
@@ -55,9 +56,10 @@ def analyse(
 ) -> AdditivityReport:
     """Test every hypothesis of additivity on a recording, and compare predictors of joint errors.
 
-    `metrics`: names in the recording's table (all of them by default); `predictors`: names of
-    `PREDICTORS` (all by default); `margin`: how far joint/predicted may be from 1, as a share, to
-    count as additive; `alpha`: level of the tests. The same recording and `rng` give the same
+    `metrics`: names in the recording's table (by default all that are errors, 0 for the reference
+    itself: PSNR or scene accuracy do not add up, and are in `fidelity` alone); `predictors`: names
+    of `PREDICTORS` (all by default); `margin`: how far joint/predicted may be from 1, as a share,
+    to count as additive; `alpha`: level of the tests. The same recording and `rng` give the same
     report, and a score depends on what else is asked for only through Holm's adjustment.
 
     Plans of one low level are fitted and scored among themselves, apart from the complement plans
@@ -72,8 +74,7 @@ def analyse(
     check_levels(margin, alpha)
     if not recording.plans:
         raise UsageError("the recording has no joint plan: additivity can't be tested")
-    known = [str(name) for name in pd.unique(recording.table["metric"])]
-    metrics = _chosen("metric", metrics, known)
+    metrics = _errors(recording, metrics)
     predictors = _chosen("predictor", predictors, list(PREDICTORS))
     data = Measurements.of(recording, metrics)
     draws, tests = (int(seed) for seed in np.random.default_rng(rng).integers(2**32, size=2))
@@ -85,7 +86,7 @@ def analyse(
         for metric in metrics
         for name in predictors
     ]
-    scores = _adjusted([score for score, _ in scored], alpha)
+    scores = adjusted([score for score, _ in scored], alpha)
     findings = Findings(data, bootstrap, margin)
     levels = [group for group in groups if group.level != MIXED]
     superposition = _present(findings.superposition(group) for group in levels)
@@ -107,6 +108,7 @@ def analyse(
         grams=tuple(findings.grams()),
         predictions=_present(found for _, found in scored),
         warnings=tuple(_warnings(data, scores, superposition, design_free)),
+        fidelity=tuple(fidelity(recording, bootstrap)),
     )
 
 
@@ -188,8 +190,10 @@ def _split(
     return plans, data.recording.held_out[plans], pool[fitted[pool]]
 
 
-def _adjusted(scores: Sequence[Score], alpha: float) -> tuple[Score, ...]:
-    """Adjust p values over the metrics of each level and predictor, and decide."""
+def adjusted(scores: Sequence[Score], alpha: float) -> tuple[Score, ...]:
+    """Adjust p values over all scores of each level and predictor, and decide: over the metrics of
+    a model, and over models too where the scores are of several.
+    """
     result = list(scores)
     for family in dict.fromkeys((score.level, score.predictor) for score in scores):
         tested = [i for i, s in enumerate(scores) if (s.level, s.predictor) == family and s.test]
@@ -206,6 +210,22 @@ def _adjusted(scores: Sequence[Score], alpha: float) -> tuple[Score, ...]:
                 outside_p_holm=float(outside[k]),
             )
     return tuple(result)
+
+
+def _errors(recording: Recording, names: Sequence[str] | None) -> list[str]:
+    """The metrics to analyse. Raises `UsageError` for one that is absent or no error."""
+    about = recording.manifest.get("metrics", {})  # recordings of before hold errors only
+    known = [str(name) for name in pd.unique(recording.table["metric"])]
+    errors = [name for name in known if about.get(name, {}).get("error", True)]
+    for name in [] if names is None or isinstance(names, str) else names:
+        if reason := about.get(name, {}).get("not_available"):
+            raise UsageError(f"{name} was not measured: {reason}")
+        if name in known and name not in errors:
+            raise UsageError(
+                f"{name} is no error: it is not 0 for the reference itself, so its values do not "
+                f"add up over steps; errors are {', '.join(errors)}"
+            )
+    return _chosen("metric", names, errors)
 
 
 def _chosen(kind: str, names: Sequence[str] | None, known: list[str]) -> list[str]:
@@ -232,6 +252,9 @@ def _warnings(
 ) -> Iterator[str]:
     """Say what a reader must know before using the numbers."""
     recording = data.recording
+    for name, about in recording.manifest.get("metrics", {}).items():
+        if about["not_available"]:
+            yield f"{name}: {about['not_available']}"
     for level, flagged in zip(recording.levels[1:], data.flagged, strict=True):
         if np.any(flagged):
             yield (

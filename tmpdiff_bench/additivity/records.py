@@ -200,6 +200,23 @@ class GramMatrix:
     systematic: Floats | None
 
 
+@dataclass(frozen=True)
+class Fidelity:
+    """Mean of a metric over the samples of a run (interval: bootstrap over prompts).
+
+    `kind`: the plan's label in the design, or "reference" for the metrics that the reference run
+    has a value of its own of. `mean` is None where the metric can't be had; `not_available` says
+    why. A mean over infinite values (PSNR of equal images) is infinite and has no interval.
+    """
+
+    metric: str
+    plan: str
+    kind: str
+    unit: str
+    mean: Interval | None
+    not_available: str = ""
+
+
 @dataclass(frozen=True, eq=False)
 class Predictions:
     """Predicted against measured errors: `predicted`, `joint` (P, n); the rest has length P.
@@ -237,6 +254,7 @@ class AdditivityReport:
     grams: tuple[GramMatrix, ...]
     predictions: tuple[Predictions, ...]
     warnings: tuple[str, ...]
+    fidelity: tuple[Fidelity, ...] = ()
 
     def scores_frame(self) -> pd.DataFrame:
         """One row per (level, metric, predictor): the columns that a reader compares."""
@@ -265,6 +283,15 @@ class AdditivityReport:
             for record in self.sensitivity
         ]
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+    def fidelity_frame(self) -> pd.DataFrame:
+        """One row per (metric, run): the reference and all joint plans."""
+        rows = []
+        for record in self.fidelity:
+            row = {name: getattr(record, name) for name in ("metric", "plan", "kind", "unit")}
+            row |= _columns("mean", record.mean or Interval(math.nan, math.nan, math.nan))
+            rows.append({**row, "not_available": record.not_available})
+        return pd.DataFrame(rows)
 
     def to_json(self) -> str:
         """Finite JSON text. NaN and infinities become null, each field named in `warnings`.

@@ -62,12 +62,15 @@ def check_folder(out: Path) -> None:
         raise UsageError(f"{out} is a file: name a folder for the report")
     names = {path.name for path in out.glob("[!.]*")}
     foreign = sorted(names - _OURS)
-    if not foreign and not names <= {"recording"} and not _is_summary(out / "summary.json"):
+    if not foreign and not names <= {"recording"} and not is_summary(out / "summary.json"):
         foreign = sorted(names)
     if foreign:
-        raise UsageError(
-            f"{out} holds {foreign[0]!r}, which no report of ours wrote: name another folder"
-        )
+        raise foreign_folder(out, foreign[0])
+
+
+def foreign_folder(out: Path, name: str) -> UsageError:
+    """The error for a folder that holds something else."""
+    return UsageError(f"{out} holds {name!r}, which no report of ours wrote: name another folder")
 
 
 def summary_text(report: AdditivityReport, page: Path) -> str:
@@ -141,16 +144,26 @@ def _files(
     """Every file of the report; the summary, which marks the folder as ours, comes first."""
     summary = {"schema": SCHEMA, **json.loads(report.to_json())}
     files = {"summary.json": json.dumps(summary, allow_nan=False, indent=1).encode()}
-    for table in written:
-        files[f"tables/{table.name}.csv"] = table.to_csv().encode()
-        files[f"tables/{table.name}.md"] = table.to_markdown().encode()
-        files[f"tables/{table.name}.tex"] = table.to_latex().encode()
+    files |= table_files(written)
     for drawing in drawings:
         files[f"figures/{drawing.name}.svg"] = drawing.to_bytes("svg")
         files[f"figures/{drawing.name}.png"] = drawing.to_bytes("png")
     images = {drawing.name: _inline(files, f"figures/{drawing.name}") for drawing in drawings}
     files["report.html"] = _page(report, written, drawings, images).encode()
     return files
+
+
+def table_files(written: tuple[Table, ...]) -> dict[str, bytes]:
+    """Each table as csv, md and tex."""
+    return {
+        f"tables/{table.name}.{kind}": text.encode()
+        for table in written
+        for kind, text in (
+            ("csv", table.to_csv()),
+            ("md", table.to_markdown()),
+            ("tex", table.to_latex()),
+        )
+    }
 
 
 def _inline(files: dict[str, bytes], name: str) -> str:
@@ -166,14 +179,8 @@ def _page(
     drawings: list[Drawing],
     images: Mapping[str, str],
 ) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tmpdiff_bench.additivity", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.jinja").render(
+    return render(
+        "report.html.jinja",
         report=report,
         facts=_facts(report),
         headline=headline(report),
@@ -186,6 +193,18 @@ def _page(
         images=images,
         nfe=_nfe_words(report.manifest),
     )
+
+
+def render(template: str, **values: Any) -> str:
+    """A page of the templates that lie here; every value is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tmpdiff_bench.additivity", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**values)
 
 
 def _facts(report: AdditivityReport) -> dict[str, str]:
@@ -209,8 +228,9 @@ def _facts(report: AdditivityReport) -> dict[str, str]:
     }
 
 
-def _is_summary(path: Path) -> bool:
+def is_summary(path: Path, schema: str = SCHEMA) -> bool:
+    """Whether a file is the summary of a report of ours."""
     try:
-        return bool(json.loads(path.read_text(encoding="utf-8"))["schema"] == SCHEMA)
+        return bool(json.loads(path.read_text(encoding="utf-8"))["schema"] == schema)
     except (OSError, ValueError, KeyError, TypeError):
         return False

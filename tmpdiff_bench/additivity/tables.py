@@ -12,6 +12,7 @@ import pandas as pd
 from tmpdiff_bench.additivity.records import (
     AdditivityReport,
     DesignFreeCheck,
+    Fidelity,
     Interval,
     Score,
     Sensitivity,
@@ -69,7 +70,10 @@ class Table:
 
 
 def tables(report: AdditivityReport) -> tuple[Table, ...]:
-    """Verdicts, hypotheses, design-free check and sensitivity; a table without rows is left out."""
+    """Verdicts, hypotheses, design-free check, sensitivity and fidelity; a table without rows is
+    left out.
+    """
+    whole = [record for record in report.fidelity if _is_whole(record, report)]
     steps = [(record, step) for record in report.sensitivity for step in range(report.steps)]
     found = (
         Table(
@@ -95,6 +99,12 @@ def tables(report: AdditivityReport) -> tuple[Table, ...]:
             "Single-step errors",
             report.sensitivity_frame(),
             _text(_sensitivity_row(record, step) for record, step in steps),
+        ),
+        Table(
+            "fidelity",
+            "Metrics of whole runs",
+            report.fidelity_frame(),
+            _text(map(_fidelity_row, whole)),
         ),
     )
     return tuple(table for table in found if len(table.frame))
@@ -162,6 +172,20 @@ def _sensitivity_row(record: Sensitivity, step: int) -> dict[str, str]:
         "error": interval(Interval(error, low, high)),
         "floor ratio": _floor(float(record.floor_ratio[step])),
         "flagged": "yes" if record.flagged[step] else "no",
+    }
+
+
+def _is_whole(record: Fidelity, report: AdditivityReport) -> bool:
+    """Whether a run has all steps at one level, which is what a reader compares."""
+    return record.mean is None or record.plan in {f"{n}*{report.steps}" for n in report.levels}
+
+
+def _fidelity_row(record: Fidelity) -> dict[str, str]:
+    return {
+        "metric": metric_label(record.metric),
+        "run": record.plan,
+        "mean": record.not_available or interval(record.mean),
+        "unit": record.unit,
     }
 
 

@@ -6,9 +6,19 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from tmpdiff_bench.commands import ArgumentParser, finite_float, positive_int, run, seed
+from tmpdiff_bench.commands import (
+    ArgumentParser,
+    finite_float,
+    names,
+    out_folder,
+    positive_int,
+    run,
+    seed,
+)
 from tmpdiff_bench.costs.hardware import hardware_names, load_hardware
 from tmpdiff_bench.costs.table import CostTable, load_costs
+from tmpdiff_bench.costs.worker import RANDOM, Subject
+from tmpdiff_bench.errors import UsageError, unknown
 from tmpdiff_bench.plan import PrecisionPlan
 
 DESCRIPTION = """\
@@ -47,9 +57,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _roofline(options: argparse.Namespace) -> None:
-    models = MODELS if options.model == ["all"] else options.model
-    names = hardware_names() if options.hardware == ["all"] else options.hardware
-    sheets = [load_hardware(name) for name in names]
+    models = MODELS if "all" in options.model else options.model
+    hardware = hardware_names() if "all" in options.hardware else options.hardware
+    sheets = [load_hardware(name) for name in hardware]
     from tmpdiff_bench.costs.report import roofline_text
     from tmpdiff_bench.costs.roofline import DEFAULT_LEVELS, roofline_table
 
@@ -65,10 +75,16 @@ def _roofline(options: argparse.Namespace) -> None:
 
 
 def _measure(options: argparse.Namespace) -> None:
+    if options.model not in MODELS:
+        raise unknown("model", options.model, MODELS)
+    random = options.weights == RANDOM
+    for option in ("guidance", "revision") if random else ("resolution",):
+        if getattr(options, option) is not None:
+            effect = "no effect" if random else "an effect only"
+            raise UsageError(f"--{option} has {effect} with --weights {RANDOM}")
     plans = [PrecisionPlan.parse(text) for text in options.plan]
     from tmpdiff_bench.costs.measure import measure
     from tmpdiff_bench.costs.report import checks_text, measured_text
-    from tmpdiff_bench.costs.worker import Subject
 
     subject = Subject(
         options.model,
@@ -76,10 +92,10 @@ def _measure(options: argparse.Namespace) -> None:
         options.weights,
         options.revision,
         options.steps,
-        options.guidance,
+        4.0 if options.guidance is None else options.guidance,
         options.batch,
         options.device,
-        options.resolution,
+        options.resolution or 1024,
         options.compile,
     )
     found = measure(subject, repeats=options.repeats, plans=plans, seed=options.seed)
@@ -101,29 +117,20 @@ def _save(tables: Sequence[CostTable], folder: Path) -> None:
         print(f"wrote {path}")
 
 
-def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    if not all(names):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of names, such as a,b")
-    return names
-
-
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m tmpdiff_bench.costs",
         description=DESCRIPTION,
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     roofline = commands.add_parser("roofline", help="bound the cost from layer shapes")
     roofline.add_argument(
-        "--model", type=_names, required=True, metavar="NAMES", help=f"{', '.join(MODELS)}, or all"
+        "--model", type=names, required=True, metavar="NAMES", help=f"{', '.join(MODELS)}, or all"
     )
     roofline.add_argument(
         "--hardware",
-        type=_names,
+        type=names,
         required=True,
         metavar="NAMES",
         help=f"{', '.join(hardware_names())}, a sheet of your own (PATH.toml), or all",
@@ -136,13 +143,13 @@ def _parser() -> ArgumentParser:
         help="side of the square image (default: %(default)s)",
     )
     roofline.add_argument(
-        "--levels", type=_names, metavar="NAMES", help="levels beside bf16 (default: all)"
+        "--levels", type=names, metavar="NAMES", help="levels beside bf16 (default: all)"
     )
     measure = commands.add_parser("measure", help="time levels on this device")
     measure.add_argument("--model", required=True, metavar="NAME", help="the model, such as sd3")
     measure.add_argument(
         "--levels",
-        type=_names,
+        type=names,
         required=True,
         metavar="NAMES",
         help="the reference and others with real kernels: fp32,native:w8a8",
@@ -154,12 +161,22 @@ def _parser() -> ArgumentParser:
         "size, with a reference of native:bf16 (default: %(default)s)",
     )
     measure.add_argument("--revision", help="branch, tag or commit of a hub id")
+    measure.add_argument(
+        "--guidance",
+        type=finite_float,
+        metavar="SCALE",
+        help="classifier-free guidance scale, of a model with weights (default: 4.0)",
+    )
+    measure.add_argument(
+        "--resolution",
+        type=positive_int,
+        metavar="PIXELS",
+        help="side of the square image, with --weights random (default: 1024)",
+    )
     for name, kind, default, text in (
         ("--steps", positive_int, 20, "denoising steps of a plan"),
         ("--batch", positive_int, 1, "images at a time"),
         ("--repeats", positive_int, 15, "rounds in which everything is timed once, 6 or more"),
-        ("--guidance", finite_float, 4.0, "classifier-free guidance scale"),
-        ("--resolution", positive_int, 1024, "side of images, with --weights random"),
         ("--device", str, "cpu", "where the model runs, such as cpu or cuda"),
         ("--seed", seed, 0, "seed of the order within rounds"),
     ):
@@ -181,7 +198,7 @@ def _parser() -> ArgumentParser:
     for command in (roofline, measure):
         command.add_argument(
             "--out",
-            type=Path,
+            type=out_folder,
             default=Path("data/costs"),
             metavar="PATH",
             help="folder of the tables (default: %(default)s)",

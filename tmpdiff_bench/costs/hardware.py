@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,20 @@ from pathlib import Path
 from tmpdiff_bench.errors import UsageError, unknown
 from tmpdiff_bench.resources import data_folder
 
+# what tensor cores are rated for; literal, as the levels import torch
+FORMATS = (
+    "fp32",
+    "tf32",
+    "bf16",
+    "fp16",
+    "int8",
+    "int4",
+    "fp8",
+    "mxfp8",
+    "mxfp6",
+    "mxfp4",
+    "nvfp4",
+)
 _FIELDS = {"name", "memory_gb", "bandwidth_gb_s", "sources", "peak", "absent"}
 
 
@@ -38,11 +53,19 @@ class Hardware:
             raise UsageError(f"hardware sheet {path} can't be read: {error}") from error
         if set(content) != _FIELDS:
             raise UsageError(f"hardware sheet {path} has the fields {sorted(_FIELDS)}")
+        for table in ("sources", "peak", "absent"):
+            if not isinstance(content[table], dict):
+                raise UsageError(f"{path}: {table} is a table, not {content[table]!r}")
         sources, peak = content["sources"], content["peak"]
         for figure in (content["memory_gb"], content["bandwidth_gb_s"], *peak.values()):
             known = isinstance(figure, dict) and figure.get("source") in sources
-            if not known or not figure.get("value", 0) > 0:
+            if not known or not _is_positive(figure.get("value")):
                 raise UsageError(f"{path}: {figure} needs a positive value and one of the sources")
+        for format in (*peak, *content["absent"]):
+            if format not in FORMATS:
+                raise UsageError(f"{path}: {unknown('format', format, FORMATS)}")
+        if "bf16" not in peak:
+            raise UsageError(f"{path}: no rate for bf16, which all other levels are compared with")
         return cls(
             path.stem,
             content["name"],
@@ -56,6 +79,12 @@ class Hardware:
     def why_absent(self, format: str) -> str:
         """Why there is no rate of a format."""
         return self.absent.get(format, f"the hardware sheet {self.key} has no rate for {format}")
+
+
+def _is_positive(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 < value < math.inf
 
 
 def hardware_names() -> tuple[str, ...]:

@@ -73,11 +73,14 @@ def measure(
     jobs += [("", plan) for plan in mixed]
     with ExitStack() as stack, tqdm(total=len(levels) + 1, desc="loading", leave=False) as bar:
         workers = {}
-        for name in (*levels, ""):
-            held = replace(subject, levels=(name,) if name else levels)
-            workers[name] = stack.enter_context(Worker(held))
-        for worker in workers.values():
-            about = worker.wait()
+        # the one with all levels comes first, alone: what can't be loaded is known after one load
+        workers[""] = stack.enter_context(Worker(subject))
+        about = workers[""].wait()
+        bar.update()
+        for level in levels:
+            workers[level] = stack.enter_context(Worker(replace(subject, levels=(level,))))
+        for level in levels:
+            workers[level].wait()
             bar.update()
         times = _rounds(workers, jobs, repeats, random.Random(seed))
     environment = about["environment"]

@@ -65,7 +65,8 @@ def roofline_table(
     """The table of a family's true-size denoiser, for square images of `resolution` pixels.
 
     `levels` need not name the reference, bf16. Those whose format the hardware lacks are in
-    `refused`, with the reason.
+    `refused`, with the reason. A table of other levels than `DEFAULT_LEVELS` has them in its name,
+    so that it never replaces the whole one.
 
     Raises:
         UsageError: an unknown model or level, a resolution that the model does not take, or no
@@ -86,7 +87,7 @@ def roofline_table(
         reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
         raise UsageError(f"{hardware.name} runs none of these levels: {reasons}")
     return CostTable(
-        name=f"roofline-{model}-{hardware.key}-{resolution}",
+        name=_name(model, hardware, resolution, levels),
         kind="roofline",
         model=f"{shape.title} at {resolution}x{resolution}",
         device=hardware.name,
@@ -101,6 +102,11 @@ def roofline_table(
             "memory_gb": hardware.memory_gb,
         },
     )
+
+
+def _name(model: str, hardware: Hardware, resolution: int, levels: Sequence[str]) -> str:
+    chosen = () if set(levels) >= set(DEFAULT_LEVELS) else levels
+    return "-".join(["roofline", model, hardware.key, str(resolution), *chosen]).replace("+", "-")
 
 
 @cache

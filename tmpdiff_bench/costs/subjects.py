@@ -13,7 +13,7 @@ from tmpdiff_bench.costs.worker import RANDOM, Subject
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.levels import LevelBank
 from tmpdiff_bench.noise import initial_noise
-from tmpdiff_bench.pipelines import SamplerState, load_model, quantized_layers
+from tmpdiff_bench.pipelines import SamplerState, check_device, load_model, quantized_layers
 from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.zoo.prompts import mixed_prompts
 
@@ -68,13 +68,14 @@ class TrueSize:
     Its time does not depend on the values of weights. Sampler, encoders and VAE are left out.
 
     Raises:
-        UsageError: the level fp32, which a network in bf16 lacks, or a size it does not take.
+        UsageError: the level fp32, which a network in bf16 lacks, a size it does not take, or an
+            absent device.
     """
 
     def __init__(self, shape: Architecture, subject: Subject) -> None:
         if "fp32" in subject.levels:
             raise UsageError("denoisers of true size are in bf16: their reference is native:bf16")
-        side, device = subject.resolution, torch.device(subject.device)
+        side, device = subject.resolution, check_device(subject.device)
         self.title = f"{shape.title} at {side}x{side}"
         inputs = shape.call(side, side, subject.device, batch=subject.batch)
         self._inputs = {name: _random(value) for name, value in inputs.items()}

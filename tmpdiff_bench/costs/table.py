@@ -6,8 +6,8 @@ numpy only, so that plans can be allocated on a machine that holds no model.
 from __future__ import annotations
 
 import json
-import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,10 +178,12 @@ class CostTable:
         return cls(**content)
 
     def save(self, folder: Path) -> Path:
-        """Write `folder/NAME.json`; returns the file's path."""
+        """Write `folder/NAME.json`, whole or not at all; returns the file's path."""
+        from tmpdiff_bench.store import write_atomically
+
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}.json"
-        path.write_text(self.to_json(), encoding="utf-8")
+        write_atomically(path, self.to_json().encode())
         return path
 
 
@@ -242,7 +244,9 @@ def _cost(content: Any) -> Cost:
 
 
 def _is_number(value: object) -> bool:
-    return _is_a(value, (int, float)) and math.isfinite(value)  # type: ignore[arg-type]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max  # neither infinite, nor NaN, nor a larger integer
 
 
 def _is_a(value: object, kinds: tuple[type, ...]) -> bool:

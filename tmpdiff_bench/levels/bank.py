@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from tmpdiff_bench.errors import UsageError, unknown
-from tmpdiff_bench.levels.devices import check_runs
+from tmpdiff_bench.levels.devices import check_runs, is_reference
 from tmpdiff_bench.levels.level import NATIVE, Level
 from tmpdiff_bench.levels.lowrank import LowRankLinear, largest_inputs, smoothers
 from tmpdiff_bench.levels.memory import RESIDENCIES, Memory, memory
@@ -61,7 +61,9 @@ class LevelBank:
         self._stores: dict[str, Store] = {}
         inputs = self._largest_inputs(denoiser, parsed, calibrate)
         self._modules = {
-            level.name: denoiser if level.is_plain else self._at(denoiser, level, inputs)
+            level.name: denoiser
+            if is_reference(level, denoiser)
+            else self._at(denoiser, level, inputs)
             for level in parsed
         }
 

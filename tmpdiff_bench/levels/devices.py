@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,13 +58,24 @@ class Device:
         return cls("cpu", "this CPU", None, frozenset(f for f in found if found[f] and usable))
 
 
+_OWN = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+def is_reference(level: Level, denoiser: nn.Module) -> bool:
+    """Whether a level leaves a denoiser as it is: `fp32`, or the dtype that it is in."""
+    return level.is_plain or level.name == _OWN.get(next(denoiser.parameters()).dtype)
+
+
 def check_runs(level: Level, denoiser: nn.Module) -> None:
     """Raise `UsageError`, with the reason, where the denoiser's device can't run the level."""
-    if level.is_plain:
-        return
-    device = Device.of(next(denoiser.parameters()).device)
-    if reason := reason_against(level, device):
-        raise UsageError(f"level {level} can't run on {device.name}: {reason}")
+    check_device_runs([level.name], next(denoiser.parameters()).device)
+
+
+def check_device_runs(levels: Sequence[str], device: torch.device) -> None:
+    """The same for names of levels on a device, before anything is loaded."""
+    for level in map(Level.parse, levels):
+        if reason := reason_against(level, Device.of(device)):
+            raise UsageError(f"level {level} can't run on {Device.of(device).name}: {reason}")
 
 
 def reason_against(level: Level, device: Device) -> str | None:

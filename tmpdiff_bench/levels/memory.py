@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from tmpdiff_bench.levels.devices import check_runs
+from tmpdiff_bench.levels.devices import check_runs, is_reference
 from tmpdiff_bench.levels.level import NATIVE, Level
 
 RESIDENCIES = ("resident", "offload", "derive")
@@ -59,7 +59,7 @@ def memory(
     own = {}
     for level in map(Level.parse, levels):
         check_runs(level, denoiser)
-        if not level.is_plain:
+        if not is_reference(level, denoiser):
             sizes = (own_bytes(denoiser.get_submodule(name), level) for name in quantized)
             own[level.name] = sum(sizes)
     return Memory(sum(t.nbytes for t in tensors), own, residency)

@@ -28,7 +28,8 @@ class Shared:
         self._output: Any = None
 
     def __call__(self, x: Tensor) -> Any:
-        if torch.compiler.is_compiling():  # a compiled graph shares what is equal by itself
+        # a compiled graph shares what is equal by itself; inference tensors do not say when changed
+        if torch.compiler.is_compiling() or x.is_inference():
             return self._function(x)
         if x is not self._input or x._version != self._version:
             self._input, self._version = x, x._version

@@ -78,8 +78,7 @@ def scenes_recogniser(device: str) -> Recogniser:
 
 @lru_cache(maxsize=2)
 def _load(_digest: str, device: str) -> Recogniser:
-    with torch.random.fork_rng(devices=[]):  # a network that is built draws initial weights
-        return load_recogniser().requires_grad_(False).to(device)
+    return load_recogniser().requires_grad_(False).to(device)
 
 
 def sha256_of(path: Path) -> str:

@@ -116,6 +116,12 @@ class StepwisePipeline(Protocol):
 
     def encode(self, prompts: Sequence[str]) -> Conditioning: ...
 
+    def free_text_encoders(self) -> None:
+        """Drop the text encoders for good: all prompts have been encoded. Pipelines that were
+        loaded in stages get their network and VAE now.
+        """
+        ...
+
     def truncated(self, prompts: Sequence[str]) -> list[str]:
         """The prompts that a tokenizer cuts."""
         ...

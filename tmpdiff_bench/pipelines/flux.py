@@ -12,44 +12,38 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_tim
 from torch import Tensor, nn
 
 from tmpdiff_bench.pipelines.base import Conditioning, SamplerState
-from tmpdiff_bench.pipelines.guided import GuidedLoop, scheduler_copy, too_long
-from tmpdiff_bench.pipelines.quantized import quantized_layers
-from tmpdiff_bench.pipelines.solver import Solver
+from tmpdiff_bench.pipelines.guided import GuidedPipeline
 
 _DEFAULT_T5_LENGTH = 512  # of `FluxPipeline.__call__`
 
 
-class FluxStepwise:
+class FluxStepwise(GuidedPipeline):
     """A `FluxPipeline` as a `StepwisePipeline`, at the resolution that its VAE was trained for.
 
     `guidance` is the scale that a guidance-distilled transformer is told (FLUX.1-dev: one pass).
     Other transformers are guided by a second pass with an empty prompt: the pipeline's
     `true_cfg_scale` with `negative_prompt=""`. Latents are packed for the network alone.
+    `t5_length` is the pipeline's `max_sequence_length`, `more` as in `GuidedPipeline`.
     """
 
     def __init__(
-        self,
-        pipeline: FluxPipeline,
-        *,
-        steps: int,
-        guidance: float,
-        t5_length: int | None = None,
+        self, pipeline: FluxPipeline, *, guidance: float, t5_length: int | None = None, **more: Any
     ) -> None:
-        self.pipeline = pipeline
-        self.denoiser: nn.Module = pipeline.transformer
-        self.steps, self.guidance = steps, guidance
         self.t5_length = t5_length or min(_DEFAULT_T5_LENGTH, pipeline.tokenizer_2.model_max_length)
         size = 2 * (pipeline.vae.config.sample_size // (2 * pipeline.vae_scale_factor))
-        self.latent_shape = (pipeline.transformer.config.in_channels // 4, size, size)
         self._distilled = bool(pipeline.transformer.config.guidance_embeds)
-        scale = 1.0 if self._distilled else guidance
-        self._loop = GuidedLoop(Solver(self._scheduler()), scale)
+        super().__init__(
+            pipeline,
+            (pipeline.transformer.config.in_channels // 4, size, size),
+            guidance=guidance,
+            scale=1.0 if self._distilled else guidance,
+            **more,
+        )
         self._places = pipeline._prepare_latent_image_ids(
-            1, size // 2, size // 2, pipeline.device, pipeline.transformer.dtype
+            1, size // 2, size // 2, self.device, self._dtype
         )
 
-    def _scheduler(self) -> Any:
-        scheduler = scheduler_copy(self.pipeline)
+    def _set_timesteps(self, scheduler: Any) -> None:
         config = scheduler.config
         shift = calculate_shift(
             (self.latent_shape[1] // 2) ** 2,
@@ -60,21 +54,7 @@ class FluxStepwise:
         )
         own = config.get("use_flow_sigmas")
         sigmas = None if own else np.linspace(1.0, 1 / self.steps, self.steps)
-        retrieve_timesteps(scheduler, self.steps, self.pipeline.device, sigmas=sigmas, mu=shift)
-        return scheduler
-
-    @property
-    def resolution(self) -> tuple[int, int]:
-        size = self.latent_shape[1] * self.pipeline.vae_scale_factor
-        return size, size
-
-    def nfe(self, step: int) -> int:
-        return self._loop.nfe(step)
-
-    @property
-    def quantized(self) -> tuple[str, ...]:
-        """Attention and feed-forward projections of both streams; adaLN modulation stays."""
-        return quantized_layers(self.denoiser)
+        retrieve_timesteps(scheduler, self.steps, self.device, sigmas=sigmas, mu=shift)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
@@ -84,22 +64,13 @@ class FluxStepwise:
 
     def _encoded(self, prompts: list[str]) -> dict[str, Tensor]:
         context, pooled, _ = self.pipeline.encode_prompt(
-            prompts, None, max_sequence_length=self.t5_length
+            prompts, None, max_sequence_length=self.t5_length, **self._encoding()
         )
         return {"encoder_hidden_states": context, "pooled_projections": pooled}
 
-    def truncated(self, prompts: Sequence[str]) -> list[str]:
-        """The prompts that a tokenizer cuts."""
+    def _limits(self) -> list[tuple[Any, int]]:
         pipe = self.pipeline
-        limits = [
-            (pipe.tokenizer, pipe.tokenizer_max_length),
-            (pipe.tokenizer_2, self.t5_length),
-        ]
-        return too_long(list(prompts), limits)
-
-    def initial_state(self, noise: Tensor) -> SamplerState:
-        dtype, device = self.pipeline.transformer.dtype, self.pipeline.device
-        return SamplerState(noise.to(device=device, dtype=dtype), {})
+        return [(pipe.tokenizer, pipe.tokenizer_max_length), (pipe.tokenizer_2, self.t5_length)]
 
     @torch.no_grad()
     def step(
@@ -129,11 +100,6 @@ class FluxStepwise:
 
         return self._loop.step(state, step, predict)
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        config = self.pipeline.vae.config
-        images = self.pipeline.vae.decode(
-            latents / config.scaling_factor + config.shift_factor, return_dict=False
-        )[0]
-        clipped: Tensor = (images / 2 + 0.5).clamp(0, 1)
-        return clipped.float()
+    def _unscaled(self, latents: Tensor) -> Tensor:
+        shift: float = self.pipeline.vae.config.shift_factor
+        return super()._unscaled(latents) + shift

@@ -10,53 +10,27 @@ from diffusers import PixArtSigmaPipeline
 from torch import Tensor, nn
 
 from tmpdiff_bench.pipelines.base import Conditioning, SamplerState
-from tmpdiff_bench.pipelines.guided import GuidedLoop, scheduler_copy, too_long
-from tmpdiff_bench.pipelines.quantized import quantized_layers
-from tmpdiff_bench.pipelines.solver import Solver
+from tmpdiff_bench.pipelines.guided import GuidedPipeline
 
 _DEFAULT_T5_LENGTH = 300  # of `PixArtSigmaPipeline.__call__`
 
 
-class PixArtStepwise:
+class PixArtStepwise(GuidedPipeline):
     """A `PixArtSigmaPipeline` as a `StepwisePipeline`, at its native resolution.
 
     Prompts are lower-cased, as the pipeline does, but not cleaned of web addresses and the like
-    (`clean_caption=False`); the resolution is not binned.
+    (`clean_caption=False`); the resolution is not binned. `t5_length` is the pipeline's
+    `max_sequence_length`, `more` as in `GuidedPipeline`.
     """
 
     def __init__(
-        self,
-        pipeline: PixArtSigmaPipeline,
-        *,
-        steps: int,
-        guidance: float,
-        t5_length: int | None = None,
+        self, pipeline: PixArtSigmaPipeline, *, t5_length: int | None = None, **more: Any
     ) -> None:
-        self.pipeline = pipeline
-        self.denoiser: nn.Module = pipeline.transformer
-        self.steps, self.guidance = steps, guidance
         self.t5_length = t5_length or min(_DEFAULT_T5_LENGTH, pipeline.tokenizer.model_max_length)
         config = pipeline.transformer.config
-        self.latent_shape = (config.in_channels, config.sample_size, config.sample_size)
         self._sigma_learned = config.out_channels // 2 == config.in_channels
-        scheduler = scheduler_copy(pipeline)
-        scheduler.set_timesteps(steps, device=pipeline.device)
-        self._loop = GuidedLoop(Solver(scheduler), guidance)
-
-    @property
-    def resolution(self) -> tuple[int, int]:
-        size = self.latent_shape[1] * self.pipeline.vae_scale_factor
-        return size, size
-
-    def nfe(self, step: int) -> int:
-        return self._loop.nfe(step)
-
-    @property
-    def quantized(self) -> tuple[str, ...]:
-        """Projections of both attentions and the feed-forward layers; the one modulation layer
-        that all blocks share is outside of them.
-        """
-        return quantized_layers(self.denoiser)
+        shape = (config.in_channels, config.sample_size, config.sample_size)
+        super().__init__(pipeline, shape, **more)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
@@ -66,20 +40,20 @@ class PixArtStepwise:
             do_classifier_free_guidance=guided,
             clean_caption=False,
             max_sequence_length=self.t5_length,
+            **self._encoding(),
         )
         positive = {"encoder_hidden_states": context, "encoder_attention_mask": mask}
         negative = {"encoder_hidden_states": no_context, "encoder_attention_mask": no_mask}
         return Conditioning(positive, negative if guided else {})
 
-    def truncated(self, prompts: Sequence[str]) -> list[str]:
-        """The prompts that the tokenizer cuts."""
-        lowered = self.pipeline._text_preprocessing(list(prompts))
-        cut = set(too_long(lowered, [(self.pipeline.tokenizer, self.t5_length)]))
-        return [p for p, text in zip(prompts, lowered, strict=True) if text in cut]
+    def _limits(self) -> list[tuple[Any, int]]:
+        return [(self.pipeline.tokenizer, self.t5_length)]
 
-    def initial_state(self, noise: Tensor) -> SamplerState:
-        dtype, device = self.pipeline.transformer.dtype, self.pipeline.device
-        return self._loop.solver.initial_state(noise.to(device=device, dtype=dtype))
+    def truncated(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts that the tokenizer cuts, in lower case."""
+        lowered = self.pipeline._text_preprocessing(list(prompts))
+        cut = set(super().truncated(lowered))
+        return [p for p, text in zip(prompts, lowered, strict=True) if text in cut]
 
     @torch.no_grad()
     def step(
@@ -98,10 +72,3 @@ class PixArtStepwise:
             return prediction.chunk(2, dim=1)[0] if self._sigma_learned else prediction
 
         return self._loop.step(state, step, predict)
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        vae = self.pipeline.vae
-        images = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
-        clipped: Tensor = (images / 2 + 0.5).clamp(0, 1)
-        return clipped.float()

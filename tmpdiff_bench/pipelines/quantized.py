@@ -8,8 +8,9 @@ from torch import nn
 
 from tmpdiff_bench.errors import UsageError
 
-# class: submodules whose linear and convolution layers are quantized, and what stays inside them:
-# norms and modulation, what brings the timestep into a residual block, adapters of low rank
+# class: submodules whose linear and convolution layers are quantized (attention and feed-forward
+# projections; of a UNet also residual blocks and resamplers), and what stays inside them: norms and
+# modulation, what brings the timestep into a residual block, adapters of low rank
 _LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "SD3Transformer2DModel": (("transformer_blocks",), ("norm",)),
     "FluxTransformer2DModel": (("transformer_blocks", "single_transformer_blocks"), ("norm",)),

@@ -12,7 +12,7 @@ from tmpdiff_bench.plan import nodes_per_step
 
 if TYPE_CHECKING:
     from tmpdiff_bench.trajectory.engine import NonFiniteLatentsError, PrefixEngine
-    from tmpdiff_bench.trajectory.experiment import record_model
+    from tmpdiff_bench.trajectory.experiment import model_nfe, record_model
     from tmpdiff_bench.trajectory.jobs import JointRun
     from tmpdiff_bench.trajectory.recorder import record
     from tmpdiff_bench.trajectory.recording import Recording
@@ -24,6 +24,7 @@ __all__ = [
     "PrefixEngine",
     "Recording",
     "Workload",
+    "model_nfe",
     "nodes_per_step",
     "record",
     "record_model",
@@ -35,6 +36,7 @@ _MODULES = {
     "PrefixEngine": "engine",
     "Recording": "recording",
     "Workload": "workload",
+    "model_nfe": "experiment",
     "record": "recorder",
     "record_model": "experiment",
 }

@@ -99,6 +99,7 @@ def _info(folder: Path) -> None:
         f"guidance {workload['guidance']:g}",
         "samples": f"{len(recording.samples)}: {len(recording.prompts)} prompts of "
         f"{manifest['dataset']}, seeds {', '.join(map(str, workload['seeds']))}",
+        "metrics": ", ".join(recording.table["metric"].unique()),
         "joint plans": f"{len(recording.plans)}, {int(recording.held_out.sum())} held out",
         "captured": manifest["capture"],
         "numerical floor": f"{recording.floor.mean():.2g} latent RMSE",
@@ -159,8 +160,6 @@ def _parser() -> ArgumentParser:
         prog="python -m tmpdiff_bench.trajectory",
         description=DESCRIPTION,
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     record = commands.add_parser("record", help="run a model and write a recording")

@@ -10,17 +10,25 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from tmpdiff_bench.metrics import IMAGE_METRICS, LATENT_METRICS
+from tmpdiff_bench.metrics import LATENT_METRICS
 from tmpdiff_bench.trajectory.jobs import Jobs, Purpose
+from tmpdiff_bench.trajectory.measures import Measures
 from tmpdiff_bench.trajectory.recording import Recording
 
+COLUMNS = ("model", "dataset", "plan", "kind", "prompt_id", "seed", "metric", "value")
 # cells of a chunk's jobs: "final" (n, c, h, w); of runs also "pictures", "metrics" (M, n) unless it
-# is the reference's, and "along" (S, n, c, h, w) where it is captured
+# is the reference's, which may have "reference_metrics" (A, n), and "along" (S, n, c, h, w) where
+# it is captured
 ChunkRuns = dict[Purpose, list[dict[str, NDArray[Any]]]]
 
 
 def assemble(
-    jobs: Jobs, chunks: Sequence[ChunkRuns], manifest: dict[str, Any], title: str, dataset: str
+    jobs: Jobs,
+    measures: Measures,
+    chunks: Sequence[ChunkRuns],
+    manifest: dict[str, Any],
+    title: str,
+    dataset: str,
 ) -> Recording:
     """The recording of all chunks; its numerical floor is added to the manifest."""
 
@@ -43,6 +51,13 @@ def assemble(
     replicates = _flat(joined("replicate", "final", axis=1), 2) - reference[jobs.replicated]
     floor = _floor(chunks)
     pictures = joined("run", "pictures", axis=1)
+    runs = [(str(plan), "single") for plan in jobs.singles]
+    runs += [(str(run.plan), "joint") for run in jobs.joint]
+    table = _rows(jobs, runs, measures.names, joined("run", "metrics", axis=2))
+    if own := measures.of_any_run:
+        values = joined("run", "reference_metrics", axis=2)
+        reference_rows = _rows(jobs, [(str(jobs.reference), "reference")], own, values)
+        table = pd.concat([table, reference_rows], ignore_index=True)
     return Recording(
         levels=jobs.levels,
         steps=jobs.workload.steps,
@@ -57,7 +72,7 @@ def assemble(
         held_out=np.array([run.held_out for run in jobs.joint], dtype=np.bool_),
         joint=deviations[singles:],
         floor=floor,
-        table=_table(jobs, joined("run", "metrics", axis=2), title, dataset),
+        table=table.assign(model=title, dataset=dataset)[list(COLUMNS)],
         pictures={
             "reference" if i == 0 else str(plan): pictures[i] for i, plan in enumerate(jobs.runs)
         },
@@ -84,21 +99,22 @@ def _floor(chunks: Sequence[ChunkRuns]) -> NDArray[np.float32]:
     return floor
 
 
-def _table(jobs: Jobs, metrics: NDArray[np.float64], title: str, dataset: str) -> pd.DataFrame:
-    """One row per (run, metric, sample), runs other than the reference."""
-    names = (*LATENT_METRICS, *IMAGE_METRICS)
-    runs, samples = jobs.runs[1:], jobs.workload.samples
-    kinds = ["single"] * len(jobs.singles) + ["joint"] * len(jobs.joint)
+def _rows(
+    jobs: Jobs,
+    runs: Sequence[tuple[str, str]],
+    names: Sequence[str],
+    values: NDArray[np.float64],
+) -> pd.DataFrame:
+    """One row per (run, metric, sample) of values (R, M, n); `runs`: plans with their kinds."""
+    samples = jobs.workload.samples
     per_run = len(names) * len(samples)
     return pd.DataFrame(
         {
-            "model": title,
-            "dataset": dataset,
-            "plan": np.repeat([str(plan) for plan in runs], per_run),
-            "kind": np.repeat(kinds, per_run),
+            "plan": np.repeat([plan for plan, _ in runs], per_run),
+            "kind": np.repeat([kind for _, kind in runs], per_run),
             "prompt_id": np.tile([p for p, _ in samples], len(runs) * len(names)),
             "seed": np.tile([s for _, s in samples], len(runs) * len(names)),
             "metric": np.tile(np.repeat(names, len(samples)), len(runs)),
-            "value": metrics.ravel(),
+            "value": values.ravel(),
         }
     )

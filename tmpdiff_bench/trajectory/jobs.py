@@ -61,6 +61,7 @@ class Jobs:
 
     `specs` describes levels by name: what a level does is part of the keys of runs that use it. If
     it has a low-rank branch, so are the `calibration` samples, on which its inputs were measured.
+    So are `metrics`, where they are not the default ones (`Measures.key`).
 
     Raises:
         UsageError: there is no low level, a joint plan is given twice or has fewer than two low
@@ -74,6 +75,7 @@ class Jobs:
         joint: tuple[JointRun, ...],
         capture: str,
         specs: Mapping[str, Any],
+        metrics: Mapping[str, Any] | None = None,
     ) -> None:
         if capture not in CAPTURES:
             raise unknown("capture", capture, CAPTURES)
@@ -101,6 +103,7 @@ class Jobs:
         captured = capture == "trajectory"
         self.captured = frozenset((self.reference, *(self.singles if captured else ())))
         low_rank = {level for level in levels if "+lr" in level}
+        self._measured = {"metrics": dict(metrics)} if metrics else {}
         self.calibration = workload.samples[: CALIBRATION_SAMPLES if low_rank else 0]
         texts = [(prompt, workload.prompts[prompt], seed) for prompt, seed in self.calibration]
         self.specs: dict[str, Any] = {
@@ -116,6 +119,7 @@ class Jobs:
             jitter=REPLICATE_JITTER,
             replicated=self.replicated.tolist(),
             design=[(run.kind, run.held_out) for run in joint],
+            **self._measured,
         )
         size = workload.max_batch
         self.chunks = [
@@ -154,6 +158,7 @@ class Jobs:
         if purpose == "run":
             more["captured"] = plan in self.captured
             more["pictured"] = [row in self.pictured for row in rows]
+            more |= self._measured
         if purpose == "replicate":
             more["jitter"] = REPLICATE_JITTER
         return self.workload.cell_key([self.workload.samples[row] for row in rows], **more)

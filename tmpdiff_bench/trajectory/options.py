@@ -21,6 +21,14 @@ def levels(text: str) -> tuple[str, ...]:
     return names
 
 
+def names(text: str) -> tuple[str, ...]:
+    """The argument type of `--metrics`."""
+    found = tuple(name.strip() for name in text.split(","))
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of names, such as psnr,ssim")
+    return found
+
+
 # Literal, as the sets themselves import pandas, for which --help would wait.
 PROMPT_SET = (
     "scenes, scenes-attributes, scenes-relations, scenes-counts, mjhq, sdci, coco, partiprompts "
@@ -39,7 +47,14 @@ EXPERIMENT: dict[str, Option] = {
     "--num-seeds": (positive_int, 2, "noise seeds of each prompt"),
     "--guidance": (finite_float, 4.0, "classifier-free guidance scale"),
     "--seed": (seed, 0, "first noise seed, also that of the choice of joint plans"),
+    "--metrics": (
+        names,
+        ("latent_rmse", "latent_mse", "image_rmse", "one_minus_ssim"),
+        "measured for every run, such as lpips-scenes,psnr,scene_objects; the latent two always",
+    ),
     "--device": (str, "cpu", "where the model runs, such as cpu or cuda"),
+    "--dtype": (str, "fp32", "of weights and arithmetic: fp32, bf16 or fp16"),
+    "--vae-tile": (positive_int, None, "decode images in tiles of so many pixels a side"),
     "--max-batch": (positive_int, 16, "samples in one pass of the network, at most"),
     "--residency": (
         str,
@@ -67,7 +82,8 @@ def given(parsed: argparse.Namespace, options: dict[str, Option]) -> list[str]:
 
 
 def settings(parsed: argparse.Namespace, options: dict[str, Option]) -> dict[str, Any]:
-    """The values of all options as arguments of `record_model`, the reference first in `levels`.
+    """The values of all options as arguments of `record_model`, the reference first in `levels`;
+    where no levels are given, it is the dtype.
 
     Raises:
         UsageError: the reference is not among the levels.
@@ -77,6 +93,8 @@ def settings(parsed: argparse.Namespace, options: dict[str, Option]) -> dict[str
         for option, (_, default, _) in options.items()
     }
     reference = found.pop("reference")
+    if not hasattr(parsed, "levels"):
+        found["levels"] = (found["dtype"], *found["levels"][1:])
     if reference is not None:
         if reference not in found["levels"]:
             raise UsageError(

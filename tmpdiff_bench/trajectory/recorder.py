@@ -20,15 +20,16 @@ from tqdm import tqdm
 
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.levels import LevelBank
-from tmpdiff_bench.metrics import IMAGE_METRICS, LATENT_METRICS
 from tmpdiff_bench.noise import initial_noise, keyed_noise
 from tmpdiff_bench.pipelines import Conditioning, StepwisePipeline
 from tmpdiff_bench.store import CellStore, clear_leftovers
 from tmpdiff_bench.trajectory.assembly import ChunkRuns, assemble
 from tmpdiff_bench.trajectory.engine import STATE_MEMORY, NonFiniteLatentsError, PrefixEngine
 from tmpdiff_bench.trajectory.jobs import REPLICATE_JITTER, Job, Jobs, JointRun
+from tmpdiff_bench.trajectory.measures import DEFAULT, Measures
 from tmpdiff_bench.trajectory.recording import Recording
 from tmpdiff_bench.trajectory.workload import Workload, environment
+from tmpdiff_bench.zoo.captions import Requirement
 
 Cell = dict[str, NDArray[Any]]
 _FAILED = "failed"  # in a cell: the message instead of arrays
@@ -50,27 +51,34 @@ def record(
     residency: str = "resident",
     level_specs: Mapping[str, Any] | None = None,
     about: Mapping[str, Any] | None = None,
+    metrics: Sequence[str] = DEFAULT,
+    requirements: Mapping[str, Requirement] | None = None,
+    on_encoded: Callable[[], object] | None = None,
 ) -> Recording:
     """Record `workload` into `folder`, or go on with, or reuse, the recording that is there.
 
     `levels[0]` is the reference; `level_specs` describes levels by name, as part of what a number
-    depends on. The table's image metrics compare decoded images. `capture`: "terminal" keeps the
-    latents of the reference at every step and the final ones of all other runs; "trajectory" those
-    of single runs at every step as well. Finished runs are kept in `store`, where other recordings
-    find them; without one, in `folder` until it is whole. `state_memory` bounds the bytes of
-    intermediate states. `residency` as in `LevelBank`. Levels with a low-rank branch are calibrated
-    by a run of the denoiser, as it is, of the first samples. `about` is added to the manifest.
+    depends on. The table has the `metrics` of every run; those that can't be had here are named in
+    the manifest, with the reason. `requirements`: what prompts ask for, by id. `capture`:
+    "terminal" keeps the latents of the reference at every step and the final ones of all other
+    runs; "trajectory" those of single runs at every step as well. Finished runs are kept in
+    `store`, where other recordings find them; without one, in `folder` until it is whole.
+    `state_memory` bounds the bytes of intermediate states. `residency` as in `LevelBank`. Levels
+    with a low-rank branch are calibrated by a run of the denoiser, as it is, of the first samples.
+    `on_encoded` is called when prompts have been encoded, before anything else runs. `about` is
+    added to the manifest.
 
     Raises:
         UsageError: `folder` or `store` is a file, `folder` holds another workload's recording, a
-            joint plan is given twice or has fewer than two low steps, or a level or capture is
-            unknown.
+            joint plan is given twice or has fewer than two low steps, or a level, capture or metric
+            is unknown.
         NonFiniteLatentsError: a run diverged. All other runs are stored, that one as failed.
     """
     for path in filter(None, (folder, store)):
         if path.exists() and not path.is_dir():
             raise UsageError(f"{path} is a file: name a folder")
-    jobs = Jobs(workload, tuple(levels), tuple(joint), capture, level_specs or {})
+    measures = Measures(metrics, workload.resolution, requirements)
+    jobs = Jobs(workload, tuple(levels), tuple(joint), capture, level_specs or {}, measures.key)
     if (folder / "manifest.json").exists():
         found = Recording.open(folder)
         if found.manifest.get("key") != jobs.key:
@@ -80,7 +88,7 @@ def record(
         _clear(jobs, folder, store)
         return found
     started = time.perf_counter()
-    recorder = _Recorder(pipeline, jobs, state_memory, residency)
+    recorder = _Recorder(pipeline, jobs, measures, state_memory, residency, on_encoded)
     chunks = recorder.run(CellStore(store or folder / "cells"))
     noise = initial_noise(workload.samples, pipeline.latent_shape)
     manifest: dict[str, Any] = {
@@ -91,13 +99,14 @@ def record(
         "level_specs": {level: spec for level, spec in jobs.specs.items() if spec is not None},
         "environment": environment(device),
         "capture": capture,
+        "metrics": measures.about,
         "noise_digest": hashlib.sha256(noise.numpy().tobytes()).hexdigest(),
         # `computed` in these seconds; the rest was in the store
         "nfe": {**jobs.nfe(pipeline), "computed": recorder.computed},
         "seconds": round(time.perf_counter() - started, 1),
         **(about or {}),
     }
-    recording = assemble(jobs, chunks, manifest, title, dataset).save(folder)
+    recording = assemble(jobs, measures, chunks, manifest, title, dataset).save(folder)
     _clear(jobs, folder, store)
     return recording
 
@@ -115,9 +124,16 @@ class _Recorder:
     """Runs what is not in the store."""
 
     def __init__(
-        self, pipeline: StepwisePipeline, jobs: Jobs, state_memory: int, residency: str
+        self,
+        pipeline: StepwisePipeline,
+        jobs: Jobs,
+        measures: Measures,
+        state_memory: int,
+        residency: str,
+        on_encoded: Callable[[], object] | None,
     ) -> None:
         self.pipeline, self.jobs, self.workload = pipeline, jobs, jobs.workload
+        self._measures, self._on_encoded = measures, on_encoded
         self._state_memory, self._residency = state_memory, residency
         self._bank: LevelBank | None = None
         self.computed = 0
@@ -127,7 +143,11 @@ class _Recorder:
         chunks, failures = [], dict[str, None]()
         total = self.jobs.nfe(self.pipeline)["spent"]
         with tqdm(
-            total=total, desc="recording", unit="NFE", unit_scale=True, smoothing=0.05
+            total=total,
+            desc=f"recording {self.workload.model}",
+            unit="NFE",
+            unit_scale=True,
+            smoothing=0.05,
         ) as bar:
             for jobs in self.jobs.chunks:
                 runs: ChunkRuns = {}
@@ -186,10 +206,13 @@ class _Recorder:
             if job.purpose == "run":
                 if measure is None:
                     final = run[-1] if reference is None else torch.from_numpy(reference["final"])
-                    measure = _Measure(self.pipeline, final)
+                    ids = [self.workload.samples[row][0] for row in job.rows]
+                    measure = _Measure(self.pipeline, self._measures, final, ids)
                 images = measure.reference_images
                 if i:
                     cell["metrics"], images = measure(run[-1])
+                elif self._measures.of_any_run:
+                    cell["reference_metrics"] = measure.of_reference()
                 pictured = [j for j, row in enumerate(job.rows) if row in self.jobs.pictured]
                 cell["pictures"] = _as_bytes(images[pictured])
                 if job.plans[i] in self.jobs.captured:
@@ -200,10 +223,11 @@ class _Recorder:
         rows = list(job.rows)
         samples = [self.workload.samples[row] for row in rows]
         jitter = _jitter(samples, self.jobs.levels[0]) if job.purpose == "replicate" else None
+        conditioning = self._conditioning[rows]  # first: levels may need the encoders' memory
         return PrefixEngine(
             self.pipeline,
             self._levels(advance),
-            self._conditioning[rows],
+            conditioning,
             initial_noise(samples, self.pipeline.latent_shape),
             max_batch=job.batch,
             state_memory=self._state_memory,
@@ -237,6 +261,8 @@ class _Recorder:
         depend on the others.
         """
         encoded = [self.pipeline.encode([text]) for text in self.workload.prompts.values()]
+        if self._on_encoded is not None:
+            self._on_encoded()
         each = [c for c in encoded for _ in self.workload.seeds]
         return Conditioning(
             {k: torch.cat([c.positive[k] for c in each]) for k in each[0].positive},
@@ -245,18 +271,26 @@ class _Recorder:
 
 
 class _Measure:
-    """Metrics of runs against the reference's final latents (n, c, h, w)."""
+    """Metrics of runs against the reference's final latents (n, c, h, w); `ids` of its prompts."""
 
-    def __init__(self, pipeline: StepwisePipeline, reference: Tensor) -> None:
-        self._pipeline, self._reference = pipeline, reference
+    def __init__(
+        self, pipeline: StepwisePipeline, measures: Measures, reference: Tensor, ids: list[str]
+    ) -> None:
+        self._pipeline, self._measures = pipeline, measures
+        self._reference, self._ids = reference, ids
         self.reference_images = self._images(reference)
 
     def __call__(self, final: Tensor) -> tuple[Tensor, Tensor]:
         """Values (metrics, n) float64, and images (n, 3, H, W)."""
         images = self._images(final)
-        latent = [metric(final, self._reference) for metric in LATENT_METRICS.values()]
-        image = [metric(images, self.reference_images) for metric in IMAGE_METRICS.values()]
-        return torch.stack(latent + image).double(), images
+        values = self._measures.values(
+            final, self._reference, images, self.reference_images, self._ids
+        )
+        return torch.from_numpy(values), images
+
+    def of_reference(self) -> Tensor:
+        """Values of the reference's own images, (metrics, n) float64."""
+        return torch.from_numpy(self._measures.of_reference(self.reference_images, self._ids))
 
     def _images(self, latents: Tensor) -> Tensor:
         device = next(self._pipeline.denoiser.parameters()).device

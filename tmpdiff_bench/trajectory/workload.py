@@ -25,7 +25,8 @@ class Workload:
 
     `prompts` maps prompt ids to texts; every prompt runs with every seed. `sampler` is the
     scheduler's class and settings. `max_batch` samples at a time go through the network, one run
-    after the other: batching changes last bits.
+    after the other: batching changes last bits. `vae_tile`: pixels a side of the tiles that images
+    are decoded in, if they are.
     """
 
     model: str
@@ -39,6 +40,7 @@ class Workload:
     seeds: tuple[int, ...]
     dtype: str
     max_batch: int
+    vae_tile: int | None = None
 
     @property
     def samples(self) -> tuple[tuple[str, int], ...]:
@@ -58,6 +60,8 @@ class Workload:
         # the name of the weights changes no number, their digest does
         absent = {"weights", "prompts", "seeds"}
         fields = {k: v for k, v in asdict(self).items() if k not in absent}
+        if self.vae_tile is None:  # keys of before there were tiles stay as they are
+            del fields["vae_tile"]
         return {**fields, "algorithm": ALGORITHM_VERSION}
 
 

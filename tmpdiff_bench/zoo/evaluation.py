@@ -38,9 +38,11 @@ def load_recogniser() -> Recogniser:
             "the recogniser's weights are not in this installation: reinstall the package, or "
             "train them with `python -m tmpdiff_bench.zoo train --model recogniser`"
         )
-    recogniser = Recogniser()
-    recogniser.load_state_dict(load_file(path))
-    return recogniser.float().eval()
+    with torch.device("meta"):  # built elsewhere it would draw weights from the global stream
+        recogniser = Recogniser()
+    weights = {name: weight.float() for name, weight in load_file(path).items()}
+    recogniser.load_state_dict(weights, assign=True)
+    return recogniser.eval()
 
 
 def scene_accuracy(

@@ -1,0 +1,15 @@
+"""What a number is held to on a machine with other kernels than the goldens' (see `golden`)."""
+
+from __future__ import annotations
+
+from analysis.base import Tolerance
+
+# Of a mean error, or of a ratio of errors, over a few samples: a stated bound, not a fitted one. It
+# lets through what another draw of the rounding noise does, and holds what a fault does: a level
+# that does not round, a plan shifted by a step, another guidance.
+CHAOTIC = Tolerance(
+    0.5,
+    0.005,
+    "other kernels draw other rounding noise and decide near-ties of plans otherwise: half of it",
+)
+DESIGNED = Tolerance(0, 0, "by design of the suite, whatever the kernels")

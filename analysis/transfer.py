@@ -1,0 +1,84 @@
+"""Table: what does it cost to run a plan elsewhere than where it was allocated?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from analysis.base import Made, Reports, Script, Table, TableFile
+from analysis.chaos import CHAOTIC
+from analysis.suite_data import ALL, INPUTS, allocator_label, results
+from tmpdiff_bench.additivity.records import Interval
+from tmpdiff_bench.additivity.wording import interval, percent
+from tmpdiff_bench.commands import run
+from tmpdiff_bench.suite import SuiteResults
+from tmpdiff_bench.suite.comparisons import transfer_losses
+from tmpdiff_bench.suite.statistics import holm
+
+KEYS = ("kind", "model", "allocator")
+KINDS = {
+    "prompt_set": "another prompt set",
+    "seed": "another seed",
+    "steps": "another number of steps",
+    "language": "another language",
+}
+
+
+def table(found: SuiteResults) -> pd.DataFrame:
+    """Rows by `KEYS`: the ratio of errors on the same samples, the share of plans that are the
+    native one; over all models and allocators too.
+    """
+    frame = pd.concat(
+        [
+            transfer_losses(found, by=("kind",)).assign(model=ALL, allocator=ALL),
+            transfer_losses(found, by=KEYS),
+        ],
+        ignore_index=True,
+    )
+    names = {"difference": "ratio", "low": "ratio_low", "high": "ratio_high"}
+    frame = frame.rename(columns=names)
+    frame[[*names.values()]] = np.exp(frame[[*names.values()]])
+    frame["p_holm"] = holm(frame["p"].tolist())
+    return frame[[*KEYS, *names.values(), "p", "p_holm", "same_plan", "prompts", "tasks"]]
+
+
+def make(reports: Reports) -> Iterator[Made]:
+    """The table."""
+    frame = table(results(reports.folder))
+    text = pd.DataFrame(
+        {
+            "plan from": KINDS.get(row["kind"], row["kind"]),
+            "model": row["model"],
+            "allocator": allocator_label(row["allocator"]),
+            "error / native plan's": interval(
+                Interval(row["ratio"], row["ratio_low"], row["ratio_high"])
+            ),
+            "p (Holm)": f"{row['p_holm']:.3f}",
+            "same plan": percent(row["same_plan"]),
+            "prompts": str(row["prompts"]),
+        }
+        for row in frame.to_dict("records")
+    )
+    yield Table(
+        "transfer",
+        "Plans used elsewhere",
+        frame,
+        text,
+        "Latent RMSE, on evaluation prompts, of a plan that was allocated elsewhere over that of "
+        "the plan allocated in place: geometric means over prompts with 95 % bootstrap intervals "
+        "by prompt, p of sign-flip tests corrected by Holm over the table. Same plan: how often "
+        "both are one. Plans from another number of steps count where they meet the budget.",
+    )
+
+
+SCRIPT = Script(
+    __spec__.name,
+    make,
+    inputs=INPUTS,
+    outputs=(TableFile("transfer", KEYS, elsewhere={"ratio": CHAOTIC}),),
+)
+
+if __name__ == "__main__":
+    run(SCRIPT.main)

@@ -1,0 +1,81 @@
+"""The orchestration: what it runs, gathers and publishes."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from analysis import reproduce
+from analysis.provenance import ROOT
+from analysis.registry import NAMES
+from analysis.reproduce import FULL, QUICK, Job, main, publish, run_jobs
+from tmpdiff_bench.errors import UsageError
+
+
+def test_collect_gathers_what_is_there_and_names_the_gaps(
+    made_up_reports: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(made_up_reports / "additivity-sd3", tmp_path / "additivity-sd3")
+    # levels would run the model
+    kept = [script for script in reproduce.SCRIPTS if script.name in ("hypotheses", "regret")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reproduce, "SCRIPTS", kept)
+        main(["--collect", "--quick", "--build", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert (tmp_path / "tables" / "hypotheses.csv").is_file()
+    assert (tmp_path / "index.html").is_file()
+    assert "not run: suite-v1/manifest.json" in said
+    assert "regret: python -m analysis.regret: no suite-v1/manifest.json" in said
+    assert "tables/ranks.csv" in said
+    assert "additivity-sd3" not in said
+
+
+def test_publishing_replaces_what_was_generated_only(tmp_path: Path) -> None:
+    built, reports = tmp_path / "built", tmp_path / "reports"
+    for name in ("tables/new.csv", "additivity-sd3/recording/x", "suite-v1/cells/y", ".old.tmp"):
+        (built / name).parent.mkdir(parents=True, exist_ok=True)
+        (built / name).write_text("new")
+    for name in ("README.md", "benchmarks/engine.json", "tables/old.csv", "old.png"):
+        (reports / name).parent.mkdir(parents=True, exist_ok=True)
+        (reports / name).write_text("old")
+    publish(built, reports)
+    files = {path.relative_to(reports).as_posix() for path in reports.rglob("*") if path.is_file()}
+    assert files == {"README.md", "benchmarks/engine.json", "tables/new.csv"}
+
+
+def test_a_job_that_fails_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"every_plan --samples 0.* status 2"):
+        run_jobs([Job("analysis.every_plan --samples 0 --out {out}", "x")], tmp_path)
+
+
+def test_a_model_without_weights_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_jobs([Job("tmpdiff_bench.additivity --model sd4 --out {out}", "x")], tmp_path)
+    assert "left out" in capsys.readouterr().out
+
+
+def test_all_that_scripts_read_is_made_by_a_job() -> None:
+    from analysis.registry import SCRIPTS
+
+    made = {job.made.partition("/")[0] for job in (*FULL, *QUICK)}
+    for script in SCRIPTS:
+        for pattern in script.inputs:
+            source = pattern.partition("/")[0]
+            assert source == "data" or any(Path(name).match(source) for name in made)
+    assert len(NAMES) == len(SCRIPTS)
+
+
+def test_sessions_are_thin() -> None:
+    text = (ROOT / "noxfile.py").read_text(encoding="utf-8")
+    assert '"analysis.reproduce"' in text
+    assert '"analysis.golden", "bless"' in text
+
+
+def test_ci_runs_the_quick_profile() -> None:
+    text = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "nox -s reproduce -- --quick" in text
+    assert subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")]).returncode == 0
