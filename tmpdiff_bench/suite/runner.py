@@ -15,7 +15,7 @@ from tqdm import tqdm
 from tmpdiff_bench.allocators import get_allocator
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.plan import PrecisionPlan
-from tmpdiff_bench.store import CellStore
+from tmpdiff_bench.store import CellStore, digest
 from tmpdiff_bench.suite.allocating import (
     Outcome,
     absent,
@@ -75,14 +75,15 @@ def run_suite(
         for model in dict.fromkeys(task.model for task in tasks):
             own = [task for task in tasks if task.model == model]
             _ModelRun(profile, own, contributed or {}, account, progress).run(CellStore(store))
-    environment_ = environment("cpu")
+    comparable = digests(profile, tasks, account.absent)
     return SuiteResults(
         manifest={
+            "key": digest(comparable),
             "profile": profile.name,
             "samples": {"calibration": profile.calibration, "evaluation": profile.evaluation},
             "tasks": [task.name for task in tasks],
             "allocators": [*OURS, *(contributed or {})],
-            "digests": digests(profile, tasks, account.absent),
+            "digests": comparable,
             "titles": account.titles,
             "absent_models": account.absent,
             "pictured": account.pictured,
@@ -90,7 +91,7 @@ def run_suite(
             "nfe": {"forecast": progress.forecast, "computed": account.computed},
             "seconds": round(time.perf_counter() - started, 1),
             "seconds_per_nfe": account.seconds_per_nfe,
-            "environment": environment_,
+            "environment": environment("cpu"),
         },
         allocations=_table(account.allocations, "allocations"),
         scores=_table(account.scores, "scores"),
