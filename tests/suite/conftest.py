@@ -53,7 +53,7 @@ class ToyModel:
         return GuidedToy(steps, guidance)
 
 
-def toy_model(model: str, dtype: torch.dtype = torch.float32) -> ToyModel:
+def toy_model(model: str, dtype: str = "fp32") -> ToyModel:
     return ToyModel(model)
 
 

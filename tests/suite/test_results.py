@@ -69,7 +69,7 @@ def damage(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
         (damage(lambda m: m.pop("files")), "no whole results"),
         (damage(lambda m: m["files"].update({"../x": "0"})), "no plain file"),
         (lambda f: (f / "scores.parquet").write_bytes(b"x"), "is damaged"),
-        (lambda f: (f / "drift.parquet").unlink(), "can't be read"),
+        (lambda f: (f / "drift.parquet").unlink(), "drift.parquet can't be read"),
     ],
 )
 def test_other_folders_are_refused(

@@ -53,7 +53,7 @@ def test_intervals_hold_the_mean_at_their_rate(n: int, spread: str) -> None:
     held = []
     for _ in range(300):
         x = rng.normal(size=n) if spread == "normal" else rng.gamma(4, size=n) - 4
-        found = paired_interval(x, rng=rng)
+        found = paired_interval(x, resamples=1999, rng=rng)
         held.append(found.low <= 0 <= found.high)
     assert 0.92 <= np.mean(held) <= 0.98
 

@@ -62,7 +62,7 @@ class Bench:
         model: str,
         store: CellStore,
         on_nfe: Callable[[int], None],
-        dtype: torch.dtype = torch.float32,
+        dtype: str = "fp32",
     ) -> None:
         self.model: LoadedModel = load_model(model, dtype=dtype)
         self.store, self.on_nfe = store, on_nfe

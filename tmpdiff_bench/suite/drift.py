@@ -76,7 +76,7 @@ def _finals(
 
 def _run(bench: Bench, prompts: Prompts, plans: Sequence[PrecisionPlan], condition: str) -> Tensor:
     if condition == "bfloat16":
-        bench = Bench(bench.model.family, bench.store, bench.on_nfe, dtype=torch.bfloat16)
+        bench = Bench(bench.model.family, bench.store, bench.on_nfe, dtype="bf16")
     batch = 1 if condition == "batch 1" else None
     found: dict[int, Tensor] = {}
     for index, run in bench.engine(prompts, len(plans[0]), max_batch=batch).each(plans):

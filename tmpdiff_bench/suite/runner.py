@@ -15,7 +15,7 @@ from tqdm import tqdm
 from tmpdiff_bench.allocators import get_allocator
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.plan import PrecisionPlan
-from tmpdiff_bench.store import CellStore
+from tmpdiff_bench.store import CellStore, digest
 from tmpdiff_bench.suite.allocating import (
     Outcome,
     absent,
@@ -75,14 +75,15 @@ def run_suite(
         for model in dict.fromkeys(task.model for task in tasks):
             own = [task for task in tasks if task.model == model]
             _ModelRun(profile, own, contributed or {}, account, progress).run(CellStore(store))
-    environment_ = environment("cpu")
+    comparable = digests(profile, tasks, account.absent)
     return SuiteResults(
         manifest={
+            "key": digest(comparable),
             "profile": profile.name,
             "samples": {"calibration": profile.calibration, "evaluation": profile.evaluation},
             "tasks": [task.name for task in tasks],
             "allocators": [*OURS, *(contributed or {})],
-            "digests": digests(profile, tasks, account.absent),
+            "digests": comparable,
             "titles": account.titles,
             "absent_models": account.absent,
             "pictured": account.pictured,
@@ -90,7 +91,7 @@ def run_suite(
             "nfe": {"forecast": progress.forecast, "computed": account.computed},
             "seconds": round(time.perf_counter() - started, 1),
             "seconds_per_nfe": account.seconds_per_nfe,
-            "environment": environment_,
+            "environment": environment("cpu"),
         },
         allocations=_table(account.allocations, "allocations"),
         scores=_table(account.scores, "scores"),
@@ -155,6 +156,7 @@ class _ModelRun:
         self._model = tasks[0].model
         self._outcomes: dict[Task, list[Outcome]] = {}
         self._moved: list[Transfer] = []
+        self._smallest: dict[Group, float] = {}
 
     def run(self, store: CellStore) -> None:
         """Allocate, score and transfer; a model that is not there is said to be absent."""
@@ -169,6 +171,8 @@ class _ModelRun:
             self._progress.describe(f"{group.name} allocating")
             self._allocate(bench, group, tasks)
             self._progress.end(group, "allocating")
+            self._drift(bench, group)
+            self._progress.end(group, "drift")
         account.computed[self._model] = computed = self._progress.spent - spent
         seconds = time.perf_counter() - started
         rate = seconds / computed if computed else math.nan
@@ -211,12 +215,16 @@ class _ModelRun:
                 for name in TRANSFERRED:
                     plan = get_allocator(name)(problem).plan
                     self._moved.append(Transfer(task, name, kind, source, False, plan))
-        if group.prompt_set == PROMPT_SETS[0]:
-            rows = list(drift_rows(bench, group, prompts, errors.smallest_single))
-            self._account.drift += rows
-            batch = [r["latent_rmse"] for r in rows if r["condition"] == "batch 1"]
-            self._account.floors[group.name] = sum(batch) / len(batch)
-            self._progress.end(group, "drift")
+        self._smallest[group] = errors.smallest_single
+
+    def _drift(self, bench: Bench, group: Group) -> None:
+        if group.prompt_set != PROMPT_SETS[0]:
+            return
+        prompts = Prompts(group.prompt_set, "calibration", self._profile.calibration, SEED)
+        rows = list(drift_rows(bench, group, prompts, self._smallest[group]))
+        self._account.drift += rows
+        batch = [row["latent_rmse"] for row in rows if row["condition"] == "batch 1"]
+        self._account.floors[group.name] = sum(batch) / len(batch)
 
     def _score(self, bench: Bench, group: Group, tasks: Sequence[Task]) -> None:
         prompts = Prompts(group.prompt_set, "evaluation", self._profile.evaluation, SEED)

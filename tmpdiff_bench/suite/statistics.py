@@ -5,7 +5,6 @@ The unit of replication is the prompt: values of one prompt, over tasks, are ave
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +30,11 @@ class Interval:
 
 
 def paired_interval(
-    differences: ArrayLike, *, level: float = 0.95, rng: int | np.random.Generator = 0
+    differences: ArrayLike,
+    *,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    rng: int | np.random.Generator = 0,
 ) -> Interval:
     """The mean of differences (n,), one per prompt, with a bootstrap interval.
 
@@ -46,7 +49,7 @@ def paired_interval(
     error = x.std(ddof=1) / math.sqrt(n)
     if error <= 1e-12 * abs(mean):
         return Interval(mean, mean, mean)
-    drawn = x[np.random.default_rng(rng).integers(n, size=(RESAMPLES, n))]
+    drawn = x[np.random.default_rng(rng).integers(n, size=(resamples, n))]
     spread = drawn.std(axis=1, ddof=1) / math.sqrt(n)
     # a draw of one prompt n times has no spread; rare, and left out
     t = (drawn.mean(axis=1) - mean)[spread > 0] / spread[spread > 0]
@@ -63,7 +66,7 @@ def sign_flip(differences: ArrayLike, *, rng: int | np.random.Generator = 0) -> 
     x = _units(differences)
     n = len(x)
     if n <= EXACT_UNITS:
-        signs = np.array(list(itertools.product((1.0, -1.0), repeat=n)))
+        signs = 1.0 - 2.0 * (np.arange(2**n)[:, None] >> np.arange(n) & 1)
     else:
         draws = np.random.default_rng(rng).integers(2, size=(RESAMPLES, n)) * 2.0 - 1.0
         signs = np.concatenate([np.ones((1, n)), draws])
