@@ -134,12 +134,11 @@ class Script:
         folder = reports.folder
         inputs = self.found(folder)
         source = ROOT / "analysis" / f"{self.name}.py"
-        made = list(self.make(reports))
+        made = [(item, contents(item)) for item in self.make(reports)]
         declared = {file for output in self.outputs for file in output.files}
-        if undeclared := [item.name for item in made if not declared.issuperset(contents(item))]:
+        if undeclared := [item.name for item, files in made if not declared.issuperset(files)]:
             raise AssertionError(f"{self.name} does not declare {', '.join(undeclared)}")
-        for item in made:
-            files = contents(item)
+        for item, files in made:
             about = {"title": item.title, "caption": item.caption, "alt": getattr(item, "alt", "")}
             origin = provenance(
                 command=self.command + " --quick" * reports.quick,
@@ -156,7 +155,7 @@ class Script:
                 write_atomically(path, data)
         if missing := self.missing(folder):
             raise AssertionError(f"{self.name} declares, and did not make, {missing[0]}")
-        return made
+        return [item for item, _ in made]
 
     def main(self, argv: Sequence[str]) -> None:
         """The command: `--reports FOLDER`; prints the tables and the names of the figures."""
