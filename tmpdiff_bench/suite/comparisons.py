@@ -38,7 +38,7 @@ def matched(
 
     Columns: `by`, `metric`, `allocator`, `baseline`, `tasks`, `prompts`, `difference` with `low`
     and `high` (95 %), `p` (sign flips), `p_holm` (over the allocators of one value of `by`),
-    `speedup` and `baseline_speedup` (means reached, which are the targets or above). Differences are
+    `speedup` and `baseline_speedup` (means reached: the targets or above). Differences are
     allocator minus baseline; of distances they are of natural logarithms (-0.1 is an error about
     10 % lower). They are means over prompts, each prompt's over its tasks first; prompts of
     different sets are different prompts. A tie in every task has p = 1.

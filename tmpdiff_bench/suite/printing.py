@@ -45,10 +45,10 @@ def summary(results: SuiteResults, folder: Path) -> str:
     failed = results.allocations[results.allocations["status"] == "failed"]
     lines += [f"{r.allocator} failed on {r.task}: {r.reason}" for r in failed.itertuples()]
     lines += [
-        "error: geometric mean of latent RMSE on evaluation prompts, over the tasks in `tasks`; "
-        "ratio: over",
-        "uniform's on the same tasks; regret: median, over the optimum on calibration prompts; nfe: "
-        "median",
+        "error: geometric mean of latent RMSE on evaluation prompts, over the tasks in `tasks`",
+        "ratio: of that to uniform's on the same tasks",
+        "regret: against the least error of all plans, on calibration prompts; a median",
+        "evals, nfe, seconds: what allocating takes, medians; measuring is not in the seconds",
         f"results: {folder}",
     ]
     return "\n".join(lines)
@@ -111,6 +111,10 @@ def allocator_table(results: SuiteResults, steps: int) -> pd.DataFrame:
         row |= {metric: own[metric].mean() for metric in METRICS if metric != MATCHED}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _unknown(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _geometric(values: pd.Series) -> float:

@@ -155,6 +155,7 @@ class _ModelRun:
         self._model = tasks[0].model
         self._outcomes: dict[Task, list[Outcome]] = {}
         self._moved: list[Transfer] = []
+        self._smallest: dict[Group, float] = {}
 
     def run(self, store: CellStore) -> None:
         """Allocate, score and transfer; a model that is not there is said to be absent."""
@@ -169,6 +170,8 @@ class _ModelRun:
             self._progress.describe(f"{group.name} allocating")
             self._allocate(bench, group, tasks)
             self._progress.end(group, "allocating")
+            self._drift(bench, group)
+            self._progress.end(group, "drift")
         account.computed[self._model] = computed = self._progress.spent - spent
         seconds = time.perf_counter() - started
         rate = seconds / computed if computed else math.nan
@@ -211,12 +214,16 @@ class _ModelRun:
                 for name in TRANSFERRED:
                     plan = get_allocator(name)(problem).plan
                     self._moved.append(Transfer(task, name, kind, source, False, plan))
-        if group.prompt_set == PROMPT_SETS[0]:
-            rows = list(drift_rows(bench, group, prompts, errors.smallest_single))
-            self._account.drift += rows
-            batch = [r["latent_rmse"] for r in rows if r["condition"] == "batch 1"]
-            self._account.floors[group.name] = sum(batch) / len(batch)
-            self._progress.end(group, "drift")
+        self._smallest[group] = errors.smallest_single
+
+    def _drift(self, bench: Bench, group: Group) -> None:
+        if group.prompt_set != PROMPT_SETS[0]:
+            return
+        prompts = Prompts(group.prompt_set, "calibration", self._profile.calibration, SEED)
+        rows = list(drift_rows(bench, group, prompts, self._smallest[group]))
+        self._account.drift += rows
+        batch = [row["latent_rmse"] for row in rows if row["condition"] == "batch 1"]
+        self._account.floors[group.name] = sum(batch) / len(batch)
 
     def _score(self, bench: Bench, group: Group, tasks: Sequence[Task]) -> None:
         prompts = Prompts(group.prompt_set, "evaluation", self._profile.evaluation, SEED)
