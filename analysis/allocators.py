@@ -145,7 +145,7 @@ def make(reports: Reports) -> Iterator[Made]:
 
 
 SCRIPT = Script(
-    __spec__.name,
+    "allocators",
     make,
     inputs=("every-plan/sample-*.safetensors",),
     outputs=(

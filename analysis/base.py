@@ -102,15 +102,10 @@ class Script:
     repository; each must match at least one file. Raises `UsageError` where one does not.
     """
 
-    module: str
+    name: str
     make: Callable[[Reports], Iterable[Made]]
     inputs: tuple[str, ...]
     outputs: tuple[TableFile | FigureFile, ...]
-
-    @property
-    def name(self) -> str:
-        """The module without its package."""
-        return self.module.rpartition(".")[2]
 
     @property
     def command(self) -> str:
@@ -139,12 +134,11 @@ class Script:
         folder = reports.folder
         inputs = self.found(folder)
         source = ROOT / "analysis" / f"{self.name}.py"
-        made = list(self.make(reports))
-        declared = {output.name: output for output in self.outputs}
-        if undeclared := [item.name for item in made if item.name not in declared]:
-            raise AssertionError(f"{self.module} does not declare {', '.join(undeclared)}")
-        for item in made:
-            files = contents(item)
+        made = [(item, contents(item)) for item in self.make(reports)]
+        declared = {file for output in self.outputs for file in output.files}
+        if undeclared := [item.name for item, files in made if not declared.issuperset(files)]:
+            raise AssertionError(f"{self.name} does not declare {', '.join(undeclared)}")
+        for item, files in made:
             about = {"title": item.title, "caption": item.caption, "alt": getattr(item, "alt", "")}
             origin = provenance(
                 command=self.command + " --quick" * reports.quick,
@@ -152,16 +146,16 @@ class Script:
                 outputs=files,
                 folder=folder,
             )
-            files[f"{declared[item.name].files[0].rpartition('.')[0]}.prov.json"] = (
-                json.dumps({**about, **origin}, indent=1, ensure_ascii=False) + "\n"
-            ).encode()
+            stem = next(iter(files)).rpartition(".")[0]
+            text = json.dumps({**about, **origin}, indent=1, ensure_ascii=False)
+            files[f"{stem}.prov.json"] = f"{text}\n".encode()
             for name, data in files.items():
                 path = folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(path, data)
         if missing := self.missing(folder):
-            raise AssertionError(f"{self.module} declares, and did not make, {missing[0]}")
-        return made
+            raise AssertionError(f"{self.name} declares, and did not make, {missing[0]}")
+        return [item for item, _ in made]
 
     def main(self, argv: Sequence[str]) -> None:
         """The command: `--reports FOLDER`; prints the tables and the names of the figures."""

@@ -57,7 +57,7 @@ def make(_: Reports) -> Iterator[Made]:
 
 
 SCRIPT = Script(
-    __spec__.name,
+    "costs",
     make,
     inputs=("data/costs/roofline-*.json",),
     outputs=(FigureFile("roofline-speedups"),),

@@ -60,7 +60,7 @@ def make(reports: Reports) -> Iterator[Made]:
 
 
 SCRIPT = Script(
-    __spec__.name,
+    "drift",
     make,
     inputs=INPUTS,
     outputs=(TableFile("drift", KEYS, elsewhere={"samples": DESIGNED}),),

@@ -93,7 +93,7 @@ def make(reports: Reports) -> Iterator[Made]:
 
 
 SCRIPT = Script(
-    __spec__.name,
+    "first_last",
     make,
     inputs=INPUTS,
     outputs=(TableFile("first-last", KEYS, elsewhere={"ratio": CHAOTIC, "prompts": DESIGNED}),),

@@ -65,7 +65,7 @@ def images(
         place = (first["model"], first["prompt_set"], int(first["steps"]))
         prompts = found.manifest["pictured"]["/".join((*place[:2], f"S{place[2]}"))]
         pictures = [
-            found.pictures[picture_name(*place, plans[name])] if name in plans else None
+            found.pictures.get(picture_name(*place, plans[name])) if name in plans else None
             for name in names
         ]
         shown = min(len(stack) for stack in pictures if stack is not None)
@@ -121,7 +121,7 @@ def make(reports: Reports) -> Iterator[Made]:
 
 
 SCRIPT = Script(
-    __spec__.name,
+    "grids",
     make,
     inputs=(*INPUTS, f"{FOLDER}/pictures.safetensors"),
     outputs=tuple(FigureFile(f"grid-{model}", optional=True) for model in MODELS),

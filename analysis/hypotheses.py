@@ -95,7 +95,7 @@ def make(reports: Reports) -> Iterator[Made]:
 
 
 SCRIPT = Script(
-    __spec__.name,
+    "hypotheses",
     make,
     inputs=(SUMMARIES,),
     outputs=(TableFile("hypotheses", KEYS, elsewhere={"prompts": DESIGNED}),),

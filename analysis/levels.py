@@ -105,7 +105,7 @@ def make(reports: Reports) -> Iterator[Made]:
 
 
 SCRIPT = Script(
-    __spec__.name,
+    "levels",
     make,
     inputs=("data/models/sd3/model_index.json",),
     outputs=(TableFile("levels", ("layer", "rounded"), elsewhere=dict.fromkeys(FORMS, DECIBELS)),),

@@ -63,7 +63,7 @@ def make(reports: Reports) -> Iterator[Made]:
 
 
 SCRIPT = Script(
-    __spec__.name,
+    "pareto",
     make,
     inputs=INPUTS,
     outputs=tuple(FigureFile(f"pareto-{model}", optional=True) for model in MODELS),

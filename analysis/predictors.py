@@ -52,7 +52,7 @@ def make(reports: Reports) -> Iterator[Made]:
 
 
 SCRIPT = Script(
-    __spec__.name,
+    "predictors",
     make,
     inputs=(f"{RECORDINGS}/manifest.json",),
     outputs=(TableFile("predictors", ("model", "metric", "predictor", "over")),),

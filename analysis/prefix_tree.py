@@ -108,7 +108,7 @@ def make(_: Reports) -> Iterator[Made]:
     )
 
 
-SCRIPT = Script(__spec__.name, make, inputs=(), outputs=(FigureFile("prefix-tree"),))
+SCRIPT = Script("prefix_tree", make, inputs=(), outputs=(FigureFile("prefix-tree"),))
 
 if __name__ == "__main__":
     run(SCRIPT.main)

@@ -57,7 +57,7 @@ def leads_to(paths: Iterable[Path], folder: Path) -> list[dict[str, Any]]:
             continue
         content = json.loads(path.read_text(encoding="utf-8"))
         manifest = content.get("manifest", content)
-        named = {name: manifest[name] for name in ("key", "title", "version") if name in manifest}
+        named = {name: manifest[name] for name in ("key", "title", "digests") if name in manifest}
         weights = manifest.get("workload", manifest).get("weights_digest")
         found.append({"input": relative(path, folder), **named, "weights_digest": weights})
     return found

@@ -93,7 +93,7 @@ def make(reports: Reports) -> Iterator[Made]:
 
 
 SCRIPT = Script(
-    __spec__.name,
+    "quality",
     make,
     inputs=INPUTS,
     outputs=(TableFile("quality", KEYS, elsewhere={"mean": CHAOTIC, "prompts": DESIGNED}),),

@@ -119,7 +119,7 @@ def make(reports: Reports) -> Iterator[Made]:
 
 
 SCRIPT = Script(
-    __spec__.name,
+    "ranks",
     make,
     inputs=INPUTS,
     outputs=(

@@ -122,7 +122,7 @@ def make(reports: Reports) -> Iterator[Made]:
 
 
 SCRIPT = Script(
-    __spec__.name,
+    "regret",
     make,
     inputs=INPUTS,
     outputs=(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -51,6 +52,8 @@ def outcome(ratio: float, p_holm: float) -> str:
 
 def p_words(p: float) -> str:
     """A p value in three decimals."""
+    if math.isnan(p):
+        return "n/a"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -94,7 +97,7 @@ def make(reports: Reports) -> Iterator[Made]:
 
 
 SCRIPT = Script(
-    __spec__.name,
+    "rivals",
     make,
     inputs=INPUTS,
     outputs=(TableFile("rivals", KEYS, elsewhere={"ratio": CHAOTIC, "prompts": DESIGNED}),),

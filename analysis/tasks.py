@@ -36,7 +36,7 @@ def make(reports: Reports) -> Iterator[Made]:
 
 
 SCRIPT = Script(
-    __spec__.name,
+    "tasks",
     make,
     inputs=INPUTS,
     outputs=(TableFile("tasks", ("model", "steps", "levels", "allocator"), kernels=False),),

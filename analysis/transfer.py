@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.base import Made, Reports, Script, Table, TableFile
 from analysis.chaos import CHAOTIC
+from analysis.rivals import p_words
 from analysis.suite_data import ALL, INPUTS, allocator_label, results
 from tmpdiff_bench.additivity.records import Interval
 from tmpdiff_bench.additivity.wording import interval, percent
@@ -55,7 +56,7 @@ def make(reports: Reports) -> Iterator[Made]:
             "error / native plan's": interval(
                 Interval(row["ratio"], row["ratio_low"], row["ratio_high"])
             ),
-            "p (Holm)": f"{row['p_holm']:.3f}",
+            "p (Holm)": p_words(row["p_holm"]),
             "same plan": percent(row["same_plan"]),
             "prompts": str(row["prompts"]),
         }
@@ -74,7 +75,7 @@ def make(reports: Reports) -> Iterator[Made]:
 
 
 SCRIPT = Script(
-    __spec__.name,
+    "transfer",
     make,
     inputs=INPUTS,
     outputs=(TableFile("transfer", KEYS, elsewhere={"ratio": CHAOTIC}),),

@@ -22,7 +22,7 @@ TABLE = Table("errors", "Errors", FRAME, FRAME.astype(str), "How to read it.")
 
 
 def script(*outputs: TableFile | FigureFile, made: Made = TABLE) -> Script:
-    return Script("analysis.costs", lambda _: [made], inputs=("in/*.json",), outputs=outputs)
+    return Script("costs", lambda _: [made], inputs=("in/*.json",), outputs=outputs)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def test_an_altered_cell_is_a_miss(
 ) -> None:
     altered(folders[0], change)
     lines = "\n".join(check(*folders, [TABLE]).lines())
-    assert pd.Series([lines]).str.contains(words).all()
+    assert re.search(words, lines)
 
 
 def test_seconds_are_never_golden(folders: tuple[Path, Path]) -> None:
