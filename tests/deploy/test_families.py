@@ -53,7 +53,8 @@ def check_against_engine(loaded: LoadedModel, guidance: float) -> None:
     # many rows: of one prompt at a time these are as many
     rows = [[0], [1]] if loaded.family == "flux" and guidance > 1 else [[0, 1]]
     engines = [PrefixEngine(stepwise, bank, stepwise.encode(PROMPTS)[r], noise[r]) for r in rows]
-    expected = torch.cat([dict(engine.each([PLAN]))[0][-1] for engine in engines])
+    finals = [engine.evaluate([PLAN])[0] for engine in engines]
+    expected = torch.cat(finals)
     untouched = own_call()
     deploy.apply(pipe, PrecisionPlan.uniform("fp32", len(PLAN)), levels=("w4a4", "w8a8"))
     assert torch.equal(own_call(), untouched)

@@ -121,8 +121,8 @@ def check_place(denoiser: nn.Module, levels: Sequence[str], runs_on: torch.devic
     if native is not None and here.type != runs_on.type:
         raise UsageError(
             f"{native} can't be made of weights that are offloaded to {here.type} and run on "
-            f"{runs_on.type}: apply the plan first, with the pipeline on {runs_on.type}, and "
-            "offload afterwards"
+            f"{runs_on.type}: apply the plan with the pipeline on {runs_on.type} and call "
+            "enable_model_cpu_offload afterwards; offloading by groups takes simulated levels only"
         )
 
 
