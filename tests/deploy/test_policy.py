@@ -24,6 +24,7 @@ from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.plan import PrecisionPlan
 
 ROOT = Path(__file__).parents[2]
+_NAME = "diffusion_step_policy"
 modes = st.sampled_from(["a16", "native"])
 policies = st.builds(StepPolicy, st.integers(0, 12), st.integers(0, 12), modes, modes)
 
@@ -146,6 +147,32 @@ def malformed() -> list[tuple[str, Any]]:
 def test_malformed_policies_are_refused(name: str, content: Any) -> None:
     with pytest.raises(UsageError):
         StepPolicy.from_json(json.dumps(content))
+
+
+words = st.sampled_from(["a16", "native", "transformer", "first_last_n", "count", "mode", ""])
+scalars = st.none() | st.booleans() | st.integers(-2, 9) | st.floats(allow_nan=False) | words
+anything = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(words, inner, max_size=2)
+)
+
+
+@given(st.data())
+def test_nothing_is_read_that_diffusers_refuses(data: st.DataObject) -> None:
+    """A policy with anything in any place, or without it: what is read here is read there alike."""
+    policy: dict[str, Any] = copy.deepcopy(FIRST_LAST_N_FP8_POLICY)
+    windows = [policy["first_steps"], policy["last_steps"]]
+    place = data.draw(st.sampled_from([policy, policy, *windows]))
+    name = data.draw(st.sampled_from(sorted(place)) | words)
+    place.pop(name, None)
+    if data.draw(st.integers(0, 4)):
+        place[name] = data.draw(anything)
+    try:
+        ours = StepPolicy.from_json(json.dumps(policy))
+    except UsageError:
+        return
+    theirs = parsed(json.dumps({"quantization_config": {"runtime": {_NAME: policy}}}))
+    for steps in (1, 2, 5, 9):
+        assert levels(theirs, steps) == ours.plan(steps, high="high", low="low").levels
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,14 @@ from tqdm import tqdm
 from tmpdiff_bench.deploy.pipeline import apply, remove
 from tmpdiff_bench.levels import Level
 from tmpdiff_bench.metrics import IMAGE_METRICS
-from tmpdiff_bench.pipelines import LoadedModel
+from tmpdiff_bench.noise import initial_noise
+from tmpdiff_bench.pipelines import (
+    FluxStepwise,
+    LoadedModel,
+    PixArtStepwise,
+    SdxlStepwise,
+    StepwisePipeline,
+)
 from tmpdiff_bench.plan import PrecisionPlan
 
 
@@ -57,12 +64,14 @@ def compare(
     repeats: int = 3,
     reference: str = "fp32",
 ) -> Comparison:
-    """Make one image with every step at the reference, and with the plan, from the same noise.
+    """Make one image with every step at the reference, and with the plan, from the same noise: that
+    of a recording with this prompt's text as its id.
 
     Both are made once to warm up, then by turns. Raises `UsageError` as `apply`.
     """
     pipe, both = loaded.pipeline, (PrecisionPlan.uniform(reference, len(plan)), plan)
-    length = getattr(loaded.stepwise(steps=len(plan), guidance=guidance), "t5_length", None)
+    stepwise = loaded.stepwise(steps=len(plan), guidance=guidance)
+    options = call_options(stepwise, initial_noise([(prompt, seed)], stepwise.latent_shape))
     images: list[Tensor] = []
     seconds: tuple[list[float], list[float]] = ([], [])
     apply(pipe, plan, levels=[reference])
@@ -71,7 +80,7 @@ def compare(
             for side, chosen in enumerate(both):
                 apply(pipe, chosen)
                 began = time.perf_counter()
-                image = _image(pipe, prompt, len(plan), guidance, seed, length)
+                image = pipe(prompt, output_type="pt", **options).images.float().cpu()
                 if repeat == 0:
                     images.append(image)
                 else:
@@ -88,17 +97,22 @@ def compare(
     )
 
 
-def _image(
-    pipe: Any, prompt: str, steps: int, guidance: float, seed: int, length: int | None
-) -> Tensor:
-    """One image (1, 3, H, W) in [0, 1], on the CPU."""
-    options = {} if length is None else {"max_sequence_length": length}
-    found: Tensor = pipe(
-        prompt,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        generator=torch.Generator().manual_seed(seed),
-        output_type="pt",
-        **options,
-    ).images
-    return found.float().cpu()
+def call_options(stepwise: StepwisePipeline, noise: Tensor) -> dict[str, Any]:
+    """What a family's own `__call__` takes to run as its adapter does, from noise (n, c, h, w).
+
+    Without it, flux would ignore guidance where none is distilled into it, and take its size for
+    another; PixArt would move to the nearest of the sizes that it was published for.
+    """
+    guidance, height, width = stepwise.guidance, *stepwise.resolution
+    options: dict[str, Any] = {"num_inference_steps": stepwise.steps, "latents": noise}
+    options |= {"height": height, "width": width, "guidance_scale": guidance}
+    if not isinstance(stepwise, SdxlStepwise):
+        options["max_sequence_length"] = getattr(stepwise, "t5_length", None)
+    if isinstance(stepwise, PixArtStepwise):
+        options |= {"use_resolution_binning": False, "clean_caption": False}
+    if isinstance(stepwise, FluxStepwise):
+        options["latents"] = stepwise.pipeline._pack_latents(noise, *noise.shape)
+        if not stepwise.pipeline.transformer.config.guidance_embeds:
+            negative = [""] * len(noise) if len(noise) > 1 else ""
+            options |= {"negative_prompt": negative, "true_cfg_scale": guidance}
+    return options

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from tmpdiff_bench.deploy.position import resampled, step_of, steps_of
-from tmpdiff_bench.deploy.twins import changes_nothing, condition, eager, twin
+from tmpdiff_bench.deploy.twins import HOOKS, changes_nothing, condition, eager, load_again, twin
 from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.levels import LevelBank
 from tmpdiff_bench.plan import PrecisionPlan
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Layers = Callable[[nn.Module], Sequence[str]]
 # methods of denoisers that must reach every level, as they change modules and not weights
-_FOR_ALL = {
-    "compile_repeated_blocks",
-    "disable_group_offload",
-    "enable_group_offload",
-    "reset_attention_backend",
-    "set_attention_backend",
-}
+_FOR_ALL = {"compile_repeated_blocks", "reset_attention_backend", "set_attention_backend"}
+# what others set on this module and mean for it alone; all else is set on the denoiser
+_OWN = {*HOOKS, "_compiled_call_impl"}
+
+
+def _uncompiled(method: Callable[P, R]) -> Callable[P, R]:
+    """Not compiled, but what it calls is: the position in the loop is no part of any graph."""
+    found: Callable[P, R] = torch.compiler.disable(method, recursive=False)
+    return found
 
 
 class PlannedDenoiser(nn.Module):
@@ -29,8 +35,15 @@ class PlannedDenoiser(nn.Module):
     submodules it has, and calls it or one of its twins.
 
     Twins are made anew at the beginning of a run where the denoiser was changed in between, as by
-    loading a LoRA.
+    loading a LoRA. What they take is printed on stderr before they are made first.
     """
+
+    plan: PrecisionPlan
+    resample: bool
+    _now: PrecisionPlan
+    _timesteps: object
+    _made: dict[str, nn.Module]
+    _condition: tuple[object, ...]
 
     def __init__(
         self,
@@ -45,13 +58,11 @@ class PlannedDenoiser(nn.Module):
         super().__init__()
         source = eager(denoiser)
         # outside of nn.Module's bookkeeping: weights are to be seen once, under their own names
-        vars(self).update(_denoiser=denoiser, _source=source, _pipeline=pipeline, _made={})
+        vars(self).update(_denoiser=denoiser, _source=source, _pipeline=pipeline)
+        vars(self).update(plan=plan, resample=resample, _now=plan, _timesteps=None)
+        vars(self).update(_made={}, _layers=layers, _condition=condition(source))
         self._modules, self._parameters = source._modules, source._parameters
         self._buffers, self.training = source._buffers, source.training
-        self._layers, self._condition = layers, condition(source)
-        self._timesteps: object = None
-        self.plan, self.resample = plan, resample
-        self._now = plan
         self.hold(levels)
 
     @property
@@ -75,9 +86,12 @@ class PlannedDenoiser(nn.Module):
 
     def hold(self, levels: Sequence[str]) -> None:
         """Have all levels at hand. Raises `UsageError` for one that cannot be had."""
-        for level in levels:
-            if level not in self._made:
-                self._made[level] = self._make(level)
+        missing = [level for level in levels if level not in self._made]
+        new = [level for level in missing if not changes_nothing(level, self._source)]
+        if new:
+            layers = self._layers(self._source)
+            print(LevelBank.memory(self._source, new, layers), file=sys.stderr)
+        self._made.update({level: self._make(level) for level in missing})
 
     def _make(self, level: str) -> nn.Module:
         if changes_nothing(level, self._source):
@@ -88,8 +102,7 @@ class PlannedDenoiser(nn.Module):
     def _twins(self) -> list[nn.Module]:
         return [module for module in self._made.values() if module is not self.original]
 
-    # Not compiled, but what it calls is: the position in the loop is no part of any graph.
-    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
+    @_uncompiled
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the denoiser gives, at the level of the present step."""
         scheduler = self._pipeline.scheduler
@@ -111,6 +124,7 @@ class PlannedDenoiser(nn.Module):
         if (found := condition(self._source)) != self._condition:
             self._made.update({level: self._make(level) for level in self._made})
             self._condition = found
+            load_again(self)
         self._timesteps = scheduler.timesteps
 
     def train(self, mode: bool = True) -> PlannedDenoiser:
@@ -122,7 +136,7 @@ class PlannedDenoiser(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PlannedDenoiser:
         """Move or cast all levels; what they share moves once."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        nn.Module._apply(self, fn, recurse)
         for module in self._twins:
             module._apply(fn, recurse)
         return self
@@ -131,9 +145,17 @@ class PlannedDenoiser(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
+            if name in HOOKS:
+                raise
             if name in _FOR_ALL:
                 return self._for_all(name)
             return getattr(vars(self)["_source"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _OWN or name in vars(self):
+            super().__setattr__(name, value)
+        else:
+            setattr(vars(self)["_source"], name, value)
 
     def _for_all(self, name: str) -> Callable[..., None]:
         modules = (self._source, *map(eager, self._twins))

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from tmpdiff_bench.deploy.dispatch import PlannedDenoiser
-from tmpdiff_bench.deploy.twins import eager
+from tmpdiff_bench.deploy.twins import check_place, eager
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.levels import Level
 from tmpdiff_bench.pipelines.quantized import quantized_layers
@@ -52,9 +52,11 @@ def apply(
     _check(planned)
 
     def layers(module: nn.Module) -> Sequence[str]:
-        return quantized_layers(module) if quantized is None else quantized
+        if quantized is None:
+            return quantized_layers(module)
+        return [_below_adapter(module, name) for name in quantized]
 
-    with _Offloading(pipe):
+    with _Offloading(pipe, wanted):
         made = PlannedDenoiser(
             pipe, denoiser, plan, levels=wanted, layers=layers, resample=resample
         )
@@ -72,13 +74,19 @@ def remove(pipe: Any) -> None:
         raise UsageError("this pipeline runs no plan: there is nothing to remove")
     with _Offloading(pipe):
         _put(pipe, place, planned.original)
+    if "_diffusers_hook" in vars(planned):  # offloaded by groups while it ran the plan
+        from diffusers.hooks import group_offloading
+
+        group_offloading._maybe_remove_and_reapply_group_offloading(eager(planned.original))
 
 
 class _Offloading:
     """Takes the hooks of model offloading off, and lets diffusers set them anew afterwards."""
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Any, levels: Sequence[str] = ()) -> None:
         self._pipe, self._on = pipe, bool(getattr(pipe, "_all_hooks", None))
+        if self._on:
+            check_place(_denoiser(pipe)[1], levels, pipe._offload_device)
 
     def __enter__(self) -> None:
         if self._on:
@@ -87,6 +95,12 @@ class _Offloading:
     def __exit__(self, *error: object) -> None:
         if self._on:
             self._pipe.enable_model_cpu_offload(device=self._pipe._offload_device)
+
+
+def _below_adapter(denoiser: nn.Module, name: str) -> str:
+    """The name of a layer, also where a LoRA has been put around it."""
+    inner = f"{name}.base_layer"
+    return inner if inner in dict(denoiser.named_modules()) else name
 
 
 def _denoiser(pipe: Any) -> tuple[str, nn.Module]:

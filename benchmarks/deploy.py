@@ -1,0 +1,195 @@
+"""Plans in a diffusers pipeline with real kernels: predicted speedup against that of whole images.
+
+    python benchmarks/deploy.py [--images 4] [--repeats 8] [--out reports/benchmarks/deploy.json]
+
+The embedded sd3 at 20 steps, in one run: (a) a measured cost table, each level in a process of its
+own; (b) whole images by the pipeline's own call, text encoders and VAE included, with every plan
+and untouched, by turns in an order drawn anew each round; (c) what the module that picks the level
+adds to a call and to an image, with a denoiser that does nothing in the place of each level.
+Predictions are the table's: of the steps alone, and of an image with what it takes besides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from tmpdiff_bench import deploy
+from tmpdiff_bench.commands import ArgumentParser, positive_int, run
+from tmpdiff_bench.costs.isolation import median_cost
+from tmpdiff_bench.costs.measure import measure
+from tmpdiff_bench.costs.report import aligned, measured_text
+from tmpdiff_bench.costs.table import CostTable
+from tmpdiff_bench.costs.worker import Subject
+from tmpdiff_bench.pipelines import load_model
+from tmpdiff_bench.plan import PrecisionPlan
+from tmpdiff_bench.zoo.prompts import mixed_prompts
+
+LEVELS, STEPS, GUIDANCE, CALLS = ("fp32", "native:bf16", "native:w8a8"), 20, 4.0, 2000
+REFERENCE = PrecisionPlan.uniform(LEVELS[0], STEPS)
+PLANS = (
+    *(PrecisionPlan.uniform(level, STEPS) for level in LEVELS[1:]),
+    PrecisionPlan.parse("fp32*3 native:bf16*14 fp32*3"),
+    PrecisionPlan.parse("fp32*3 native:w8a8*14 fp32*3"),
+    PrecisionPlan(("fp32", "native:w8a8") * (STEPS // 2)),
+)
+
+
+class Images:
+    """Two pipelines of the embedded sd3 around the same weights: one that runs plans, and one
+    untouched; both called on the same prompts and noise each time.
+    """
+
+    def __init__(self, images: int) -> None:
+        self.untouched = load_model("sd3").pipeline
+        self.planned = type(self.untouched)(**self.untouched.components)
+        for pipe in (self.untouched, self.planned):
+            pipe.set_progress_bar_config(disable=True)
+        self._prompts = list(mixed_prompts(images, "calibration")["text"])
+        deploy.apply(self.planned, REFERENCE, levels=LEVELS)
+
+    def milliseconds(self, plan: PrecisionPlan | None) -> float:
+        """Time of a whole call with a plan, or without any."""
+        if plan is not None:
+            deploy.apply(self.planned, plan)
+        pipe = self.untouched if plan is None else self.planned
+        started = time.perf_counter()
+        pipe(
+            self._prompts,
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE,
+            max_sequence_length=24,
+            generator=torch.Generator().manual_seed(0),
+        )
+        return 1e3 * (time.perf_counter() - started)
+
+    def rounds(self, repeats: int) -> dict[PrecisionPlan | None, list[float]]:
+        """Times (ms) of every plan in every round; one round before them warms up."""
+        jobs: list[PrecisionPlan | None] = [None, REFERENCE, *PLANS]
+        times: dict[PrecisionPlan | None, list[float]] = {job: [] for job in jobs}
+        rng = random.Random(0)
+        for round_ in tqdm(range(repeats + 1), desc="images", leave=False):
+            for job in rng.sample(jobs, len(jobs)):
+                took = self.milliseconds(job)
+                if round_:
+                    times[job].append(took)
+        return times
+
+    def dispatch(self) -> dict[str, float]:
+        """What picking a level takes: of each call of the denoiser, and once an image (ms)."""
+        planned, scheduler = self.planned.transformer, self.planned.scheduler
+        nothing, timestep = nn.Identity(), torch.zeros(1)
+        real, vars(planned)["_made"] = planned._made, dict.fromkeys(LEVELS, nothing)
+        deploy.apply(self.planned, PLANS[-1])
+        scheduler.set_timesteps(STEPS)
+        scheduler.set_begin_index(0)
+        begin = []
+        try:
+            for _ in range(30):
+                started = time.perf_counter()
+                planned._begin(scheduler)
+                begin.append(time.perf_counter() - started)
+            each = []
+            for module in (planned, nothing) * 5:
+                started = time.perf_counter()
+                for call in range(CALLS):
+                    scheduler._step_index = call % STEPS
+                    module(timestep)
+                each.append((time.perf_counter() - started) / CALLS)
+        finally:
+            vars(planned)["_made"] = real
+        added = [a - b for a, b in zip(each[::2], each[1::2], strict=True)]
+        return {"call, ms": 1e3 * sorted(added)[2], "image, ms": 1e3 * sorted(begin)[15]}
+
+
+def row(
+    plan: PrecisionPlan, times: dict[PrecisionPlan | None, list[float]], table: CostTable
+) -> dict[str, Any]:
+    """Predicted and measured speedup of a plan; the measured one is paired by round."""
+    reference = times[REFERENCE]
+    beside = median_cost(reference).ms - table.cost(REFERENCE)
+    measured = median_cost([a / b for a, b in zip(reference, times[plan], strict=True)])
+    predicted = (table.cost(REFERENCE) + beside) / (table.cost(plan) + beside)
+    return {
+        "plan": str(plan) if plan != PLANS[-1] else f"(fp32 native:w8a8)*{STEPS // 2}",
+        "of the steps, predicted": table.speedup(plan),
+        "of an image, predicted": predicted,
+        "of an image, measured": measured.ms,
+        "95 %": measured.interval,
+        "gap": measured.ms / predicted - 1,
+    }
+
+
+def benchmark(images: int, repeats: int) -> dict[str, Any]:
+    """All three parts; prints them as they come."""
+    subject = Subject("sd3", LEVELS, steps=STEPS, guidance=GUIDANCE, batch=images)
+    found = measure(subject, repeats=repeats)
+    table = found.table
+    print(measured_text(found) + "\n")
+    ours = Images(images)
+    times = ours.rounds(repeats)
+    rows = [row(plan, times, table) for plan in PLANS]
+    picking = ours.dispatch()
+    step = table.levels[LEVELS[0]].ms
+    share = (picking["call, ms"] + picking["image, ms"] / STEPS) / step
+    overhead = [a / b - 1 for a, b in zip(times[REFERENCE], times[None], strict=True)]
+    whole = median_cost(overhead)
+    cells = [
+        (
+            r["plan"],
+            *(f"{r[name]:.3f}x" for name in list(r)[1:4]),
+            "{:.3f} to {:.3f}".format(*r["95 %"]),
+            f"{r['gap']:+.1%}",
+        )
+        for r in rows
+    ]
+    header = ("plan", "steps, predicted", "image, predicted", "measured", "95 %", "gap")
+    print(aligned([header, *cells]))
+    low, high = whole.interval or (whole.ms, whole.ms)
+    print(
+        f"\npicking the level: {1e3 * picking['call, ms']:.1f} us a call and "
+        f"{picking['image, ms']:.2f} ms an image, {share:.2%} of a step\n"
+        f"a whole call with the reference plan against the untouched pipeline: {whole.ms:+.2%} "
+        f"({low:+.2%} to {high:+.2%})"
+    )
+    return {
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "images": images,
+        "repeats": repeats,
+        "steps, ms": {level: cost.ms for level, cost in table.levels.items()},
+        "a switch, ms": [table.switch.ms, table.switch.interval],
+        "an image beside its steps, ms": median_cost(times[REFERENCE]).ms - table.cost(REFERENCE),
+        "plans": rows,
+        "picking the level": picking,
+        "picking the level, of a step": share,
+        "reference plan against untouched": [whole.ms, whole.interval],
+    }
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure, print, and save as JSON."""
+    parser = ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=positive_int, default=4)
+    parser.add_argument("--repeats", type=positive_int, default=8, help="6 or more")
+    parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/deploy.json"))
+    options = parser.parse_args(argv)
+    report = benchmark(options.images, options.repeats)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main)
