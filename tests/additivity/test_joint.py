@@ -35,7 +35,7 @@ def of_model(name: str, made: Recording) -> Recording:
 
 @pytest.fixture(scope="module")
 def reports() -> dict[str, AdditivityReport]:
-    small = {"steps": 4, "prompts": 4, "plans": 6}
+    small: dict[str, Any] = {"steps": 4, "prompts": 4, "plans": 6}
     return {
         name: analyse(of_model(name, make_recording(**{**small, "plans": plans})))
         for name, plans in (("sd3", 6), ("flux", 7))

@@ -205,52 +205,54 @@ def no_allocation(problem: AllocationProblem) -> Any:
     return problem.plan(problem.cheapest)
 
 
+BROKEN: list[tuple[Any, str]] = [
+    (no_allocation, "returned no Allocation"),
+    (over_budget, "over budget"),
+    (of_other_levels, "plan is not the problem's: unknown level"),
+    (changed(cost=lambda f: f.cost * 1.001), "cost is not the plan's"),
+    (changed(budget=lambda f: f.budget + 1), "budget is not the problem's"),
+    (changed(speedup=lambda f: f.speedup + 0.1), "speedup is not the plan's"),
+    (changed(error=lambda f: f.error / 2 + 1), "error is not the oracle's"),
+    (changed(error_source=lambda f: "guessed"), "error's source"),
+    (changed(allocator=lambda f: ""), "no name"),
+    (changed(citation=lambda f: None), "citation is not BibTeX"),
+    (changed(citation=lambda f: "Smith 2020"), "citation is not BibTeX"),
+    (changed(citation=lambda f: "@misc{key, title = {open}"), "citation is not BibTeX"),
+    (changed(predicted_error=lambda f: math.nan), "predicted_error is nan"),
+    (changed(predicted_error=lambda f: -1.0), "predicted_error is -1"),
+    (changed(lower_bound=lambda f: math.inf), "lower_bound is inf"),
+    (changed(seconds=lambda f: f.seconds + 60), "seconds are not"),
+    (changed(seconds=lambda f: -1.0), "seconds are not"),
+    (changed(oracle_seconds=lambda f: f.seconds + 1), "seconds are not"),
+    (changed(evaluations=lambda f: f.evaluations + 1), "evaluations are not"),
+    (changed(nfe=lambda f: f.nfe - 1), "nfe is not"),
+    (changed(plain_nfe=lambda f: f.plain_nfe + 1), "plain_nfe is not"),
+    (changed(trace=lambda f: f.trace[:-1]), "trace is not whole"),
+    (changed(lower_bound=lambda f: f.error * 2), "bound is above the plan's own value"),
+    (changed(lower_bound=lambda f: f.error), "bound is above the optimum"),
+    (reading_nothing_there, "trace is wrong of plan"),
+    (twice_in_the_trace, "trace has a plan twice"),
+    (without_an_account, "measured twice"),
+    (secretive, "measured twice|trace is not whole"),
+    (of_another_mind_each_time, "differs from the first|trace is not whole"),
+    (by_absolute_size, "another scale of errors gives another plan"),
+    (of_one_unit, "does not scale the predicted_error"),
+    (predicting_something_else, "not the sum|does not scale"),
+    (sure_of_its_form, "bound is above the optimum"),
+    (swallowing, "swallowed|was taken"),
+    (credulous, "an error of nan was taken"),
+    (forgetful, "not in `partial`"),
+    (measuring_again, "measured again"),
+    (spendthrift, "more than the 1 declared"),
+    (picky, "declare may_refuse"),
+    (undeclared, "needs the problem's gram.*declare what it needs"),
+    (with_excuses, "declare what it needs"),
+    (needing_nothing, "does without"),
+]
+
+
 @pytest.mark.parametrize(
-    ("allocate", "message"),
-    [
-        (no_allocation, "returned no Allocation"),
-        (over_budget, "over budget"),
-        (of_other_levels, "plan is not the problem's: unknown level"),
-        (changed(cost=lambda f: f.cost * 1.001), "cost is not the plan's"),
-        (changed(budget=lambda f: f.budget + 1), "budget is not the problem's"),
-        (changed(speedup=lambda f: f.speedup + 0.1), "speedup is not the plan's"),
-        (changed(error=lambda f: f.error / 2 + 1), "error is not the oracle's"),
-        (changed(error_source=lambda f: "guessed"), "error's source"),
-        (changed(allocator=lambda f: ""), "no name"),
-        (changed(citation=lambda f: None), "citation is not BibTeX"),
-        (changed(citation=lambda f: "Smith 2020"), "citation is not BibTeX"),
-        (changed(citation=lambda f: "@misc{key, title = {open}"), "citation is not BibTeX"),
-        (changed(predicted_error=lambda f: math.nan), "predicted_error is nan"),
-        (changed(predicted_error=lambda f: -1.0), "predicted_error is -1"),
-        (changed(lower_bound=lambda f: math.inf), "lower_bound is inf"),
-        (changed(seconds=lambda f: f.seconds + 60), "seconds are not"),
-        (changed(seconds=lambda f: -1.0), "seconds are not"),
-        (changed(oracle_seconds=lambda f: f.seconds + 1), "seconds are not"),
-        (changed(evaluations=lambda f: f.evaluations + 1), "evaluations are not"),
-        (changed(nfe=lambda f: f.nfe - 1), "nfe is not"),
-        (changed(plain_nfe=lambda f: f.plain_nfe + 1), "plain_nfe is not"),
-        (changed(trace=lambda f: f.trace[:-1]), "trace is not whole"),
-        (changed(lower_bound=lambda f: f.error * 2), "bound is above the plan's own value"),
-        (changed(lower_bound=lambda f: f.error), "bound is above the optimum"),
-        (reading_nothing_there, "trace is wrong of plan"),
-        (twice_in_the_trace, "trace has a plan twice"),
-        (without_an_account, "measured twice"),
-        (secretive, "measured twice|trace is not whole"),
-        (of_another_mind_each_time, "differs from the first|trace is not whole"),
-        (by_absolute_size, "another scale of errors gives another plan"),
-        (of_one_unit, "does not scale the predicted_error"),
-        (predicting_something_else, "not the sum|does not scale"),
-        (sure_of_its_form, "bound is above the optimum"),
-        (swallowing, "swallowed|was taken"),
-        (credulous, "an error of nan was taken"),
-        (forgetful, "not in `partial`"),
-        (measuring_again, "measured again"),
-        (spendthrift, "more than the 1 declared"),
-        (picky, "declare may_refuse"),
-        (undeclared, "needs the problem's gram.*declare what it needs"),
-        (with_excuses, "declare what it needs"),
-        (needing_nothing, "does without"),
-    ],
+    ("allocate", "message"), BROKEN, ids=[f"{i} {message}" for i, (_, message) in enumerate(BROKEN)]
 )
 def test_a_broken_promise_is_noticed(allocate: Allocate, message: str) -> None:
     with pytest.raises(ContractError, match=message):
@@ -265,7 +267,7 @@ def test_options_may_be_bound() -> None:
 @pytest.mark.parametrize(
     ("options", "message"), [({"problems": 0}, "problems is 0"), ({"rng": -1}, "rng is -1")]
 )
-def test_the_suite_checks_its_own_options(options: dict[str, int], message: str) -> None:
+def test_the_suite_checks_its_own_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         check(uniform, **options)
 

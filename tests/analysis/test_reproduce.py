@@ -10,7 +10,7 @@ import pytest
 
 from analysis import reproduce
 from analysis.provenance import ROOT
-from analysis.registry import NAMES
+from analysis.registry import NAMES, SCRIPTS
 from analysis.reproduce import FULL, QUICK, Job, main, publish, run_jobs
 from tmpdiff_bench.errors import UsageError
 
@@ -20,7 +20,7 @@ def test_collect_gathers_what_is_there_and_names_the_gaps(
 ) -> None:
     shutil.copytree(made_up_reports / "additivity-sd3", tmp_path / "additivity-sd3")
     # levels would run the model
-    kept = [script for script in reproduce.SCRIPTS if script.name in ("hypotheses", "regret")]
+    kept = [script for script in SCRIPTS if script.name in ("hypotheses", "regret")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reproduce, "SCRIPTS", kept)
         main(["--collect", "--quick", "--build", str(tmp_path)])

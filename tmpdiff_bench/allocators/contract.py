@@ -7,7 +7,7 @@ import itertools
 import math
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -219,7 +219,7 @@ def _require(holds: bool, promise: str, task: Task) -> None:
         raise ContractError(f"{promise} ({task})")
 
 
-def _refusing(allocate: Allocate, task: Task, missing: list[str]) -> None:
+def _refusing(allocate: Allocate, task: Task, missing: Sequence[str]) -> None:
     try:
         allocate(task.problem())
     except UsageError as error:
