@@ -65,7 +65,7 @@ def test_encoders_are_gone_before_the_network_comes(
     assert {p.device.type for p in stepwise.denoiser.parameters()} == {"meta"}
     assert {p.device.type for p in loaded.pipeline.vae.parameters()} == {"meta"}
     stepwise.encode(PROMPTS)
-    present = []
+    present: list[object] = []
 
     def rest() -> dict[str, Any]:
         gc.collect()
