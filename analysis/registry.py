@@ -20,6 +20,7 @@ NAMES = (
     "drift",
     "tasks",
     "allocators",
+    "allocators_live",
     "levels",
     "costs",
     "prefix_tree",

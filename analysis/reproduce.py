@@ -30,7 +30,7 @@ from tmpdiff_bench.errors import UsageError
 
 MODELS = ("sd3", "flux", "pixart", "sdxl")
 # In the build, and of no use in reports/: what models gave, to be resumed from.
-NOT_PUBLISHED = ("recording", "cells", "every-plan")
+NOT_PUBLISHED = ("recording", "cells", "every-plan", "live-allocations")
 # Made by other commands or by hand.
 KEPT = ("README.md", "benchmarks")
 
@@ -56,6 +56,10 @@ FULL = (
         for model in MODELS
     ),
     Job("analysis.every_plan --out {out}/every-plan", "every-plan/sample-3.safetensors"),
+    Job(
+        "analysis.live_allocations --out {out}/live-allocations",
+        "live-allocations/speedup-2.5.json",
+    ),
     Job("tmpdiff_bench.suite --out {out}/suite-v1", "suite-v1/manifest.json"),
 )
 QUICK = (
@@ -67,6 +71,10 @@ QUICK = (
     Job(
         "analysis.every_plan --samples 1 --steps 5 --out {out}/every-plan",
         "every-plan/sample-0.safetensors",
+    ),
+    Job(
+        "analysis.live_allocations --samples 1 --steps 5 --out {out}/live-allocations",
+        "live-allocations/speedup-2.5.json",
     ),
     Job("tmpdiff_bench.suite --quick --out {out}/suite-v1", "suite-v1/manifest.json"),
 )
