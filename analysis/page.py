@@ -18,6 +18,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
+from analysis.base import FigureFile, TableFile
 from analysis.findings import RULES
 from analysis.provenance import ROOT, git_state, provenance, versions
 from analysis.registry import FIGURES, TABLES
@@ -117,7 +118,8 @@ def findings(folder: Path, section: Section) -> list[str]:
 
 def gaps(folder: Path) -> list[str]:
     """Declared tables and figures that are not there."""
-    needed = [*TABLES, *(figure for figure in FIGURES if not figure.optional)]
+    needed: list[TableFile | FigureFile] = [*TABLES]
+    needed += (figure for figure in FIGURES if not figure.optional)
     return [file for output in needed for file in output.files if not (folder / file).is_file()]
 
 

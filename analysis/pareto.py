@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
 from analysis.base import FigureFile, Made, Reports, Script
@@ -33,7 +34,7 @@ def figure(model: str, title: str, errors: pd.DataFrame) -> Drawing:
     levels = list(dict.fromkeys(errors["levels"]))
     with house_style():
         drawn, axes = canvas(len(steps), len(levels), 2.5 * len(steps) + 1)
-        entries = {}
+        entries: dict[str, Artist] = {}
         for line, count in zip(axes, steps, strict=True):
             for ax, names in zip(line, levels, strict=True):
                 draw(ax, errors[(errors["steps"] == count) & (errors["levels"] == names)])
@@ -42,7 +43,7 @@ def figure(model: str, title: str, errors: pd.DataFrame) -> Drawing:
                 entries.update(zip(labels, handles, strict=True))
         drawn.supxlabel("speedup over the reference (roofline)")
         drawn.supylabel("latent RMSE, mean over evaluation prompts")
-        drawn.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=4)
+        drawn.legend(list(entries.values()), list(entries), loc="outside upper center", ncols=4)
     return Drawing(
         f"pareto-{model}",
         f"Error against speedup: {title}",

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis import reproduce
 from analysis.provenance import ROOT
-from analysis.registry import NAMES
+from analysis.registry import NAMES, SCRIPTS
 from analysis.reproduce import FULL, QUICK, Job, main, publish, run_jobs
 from tmpdiff_bench.errors import UsageError
 
@@ -20,9 +19,9 @@ def test_collect_gathers_what_is_there_and_names_the_gaps(
 ) -> None:
     shutil.copytree(made_up_reports / "additivity-sd3", tmp_path / "additivity-sd3")
     # levels would run the model
-    kept = [script for script in reproduce.SCRIPTS if script.name in ("hypotheses", "regret")]
+    kept = [script for script in SCRIPTS if script.name in ("hypotheses", "regret")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reproduce, "SCRIPTS", kept)
+        patch.setattr("analysis.reproduce.SCRIPTS", kept)
         main(["--collect", "--quick", "--build", str(tmp_path)])
     said = capsys.readouterr().out
     assert (tmp_path / "tables" / "hypotheses.csv").is_file()
@@ -59,8 +58,6 @@ def test_a_model_without_weights_is_left_out(
 
 
 def test_all_that_scripts_read_is_made_by_a_job() -> None:
-    from analysis.registry import SCRIPTS
-
     made = {job.made.partition("/")[0] for job in (*FULL, *QUICK)}
     for script in SCRIPTS:
         for pattern in script.inputs:
