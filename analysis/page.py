@@ -63,7 +63,7 @@ SECTIONS = (
     Section(
         "more",
         "Levels, costs, and the prefix tree",
-        ("allocators", "allocators-live", "levels"),
+        ("allocators", "levels"),
         ("allocators", "roofline-speedups", "prefix-tree"),
     ),
 )
@@ -119,7 +119,7 @@ def findings(folder: Path, section: Section) -> list[str]:
 def gaps(folder: Path) -> list[str]:
     """Declared tables and figures that are not there."""
     needed: list[TableFile | FigureFile] = [*TABLES]
-    needed += [figure for figure in FIGURES if not figure.optional]
+    needed += (figure for figure in FIGURES if not figure.optional)
     return [file for output in needed for file in output.files if not (folder / file).is_file()]
 
 

@@ -226,7 +226,9 @@ def test_network_evaluations_may_differ_by_step() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", ["1", True, np.bool_(True), b"1", None, 1j, [1.0], 10**400, 1e101], ids=type
+    "bad",
+    ["1", True, np.bool_(True), b"1", None, 1j, [1.0], 10**400, 1e101],
+    ids=lambda bad: str(type(bad)),
 )
 def test_errors_that_are_none_keep_what_was_paid(bad: Any) -> None:
     values = iter([1.0, 2.0, bad])

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from analysis import reproduce
 from analysis.provenance import ROOT
 from analysis.registry import NAMES, SCRIPTS
 from analysis.reproduce import FULL, QUICK, Job, main, publish, run_jobs
@@ -22,7 +21,7 @@ def test_collect_gathers_what_is_there_and_names_the_gaps(
     # levels would run the model
     kept = [script for script in SCRIPTS if script.name in ("hypotheses", "regret")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reproduce, "SCRIPTS", kept)
+        patch.setattr("analysis.reproduce.SCRIPTS", kept)
         main(["--collect", "--quick", "--build", str(tmp_path)])
     said = capsys.readouterr().out
     assert (tmp_path / "tables" / "hypotheses.csv").is_file()
@@ -59,8 +58,6 @@ def test_a_model_without_weights_is_left_out(
 
 
 def test_all_that_scripts_read_is_made_by_a_job() -> None:
-    from analysis.registry import SCRIPTS
-
     made = {job.made.partition("/")[0] for job in (*FULL, *QUICK)}
     for script in SCRIPTS:
         for pattern in script.inputs:
