@@ -63,7 +63,7 @@ SECTIONS = (
     Section(
         "more",
         "Levels, costs, and the prefix tree",
-        ("allocators", "levels"),
+        ("allocators", "allocators-live", "levels"),
         ("allocators", "roofline-speedups", "prefix-tree"),
     ),
 )

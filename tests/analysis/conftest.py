@@ -12,7 +12,7 @@ from analysis.registry import SCRIPTS
 from tests.analysis.made_up import suite_results, write_summary
 
 # they run a model, or open a recording
-NEED_A_MODEL = ("levels", "predictors", "allocators")
+NEED_A_MODEL = ("levels", "predictors", "allocators", "allocators_live")
 
 
 @pytest.fixture(scope="session")

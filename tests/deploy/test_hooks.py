@@ -12,6 +12,7 @@ from diffusers.hooks import apply_group_offloading
 from tests.deploy.conftest import call, exchanged, of_its_own
 from tests.deploy.test_adapters import small_lora
 from tmpdiff_bench import deploy
+from tmpdiff_bench.deploy.twins import check_place
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.levels import LevelBank
 from tmpdiff_bench.pipelines import quantized_layers
@@ -152,13 +153,13 @@ def test_group_offloading_and_a_lora(untrained_sd3: Any, tmp_path: Path) -> None
     assert torch.equal(call(pipe), call(plain))
 
 
-def test_native_levels_of_offloaded_weights_are_refused(untrained_sd3: Any) -> None:
-    """Their kernels pack weights for the device where these are; here that is not the one asked."""
-    pipe = of_its_own(untrained_sd3)
-    elsewhere = {"onload_device": torch.device("meta"), "num_blocks_per_group": 1}
-    pipe.transformer.enable_group_offload(**elsewhere)
+def test_native_levels_of_offloaded_weights_are_refused(pipe: Any) -> None:
+    """Their kernels pack weights for the device where these are."""
+    levels, cuda = ("fp32", "native:bf16"), torch.device("cuda")
     with pytest.raises(UsageError, match=r"native:bf16 can't be made of weights that are offload"):
-        deploy.apply(pipe, PrecisionPlan.parse("fp32 native:bf16"))
+        check_place(pipe.transformer, levels, cuda)
+    check_place(pipe.transformer, levels, torch.device("cpu"))
+    check_place(pipe.transformer, ("fp32", "w8a8"), cuda)
 
 
 def test_memory_is_told_before_it_is_taken(pipe: Any, capsys: pytest.CaptureFixture[str]) -> None:

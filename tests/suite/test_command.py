@@ -18,13 +18,15 @@ from tmpdiff_bench.suite import v1
 from tmpdiff_bench.suite.contributed import load_allocators
 
 STRANGERS = """
-from tmpdiff_bench.allocators import knapsack
+from tmpdiff_bench.allocators import declares, knapsack
 
 NUMBER = 3
 
+@declares(predicts="sum")
 def mine(problem):
     return knapsack(problem)
 
+@declares(predicts="sum")
 def greedy_liar(problem):
     import dataclasses
     return dataclasses.replace(knapsack(problem), evaluations=1)
@@ -97,7 +99,7 @@ def strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     ("function", "message"),
     [
         ("NUMBER", "has no function 'NUMBER'"),
-        ("greedy_liar", "breaks the contract of allocators: evaluations differ"),
+        ("greedy_liar", "breaks the contract of allocators: evaluations are not"),
         ("broken", "failed the contract check: RuntimeError: two lines"),
     ],
 )

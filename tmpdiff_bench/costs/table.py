@@ -70,10 +70,6 @@ class CostTable:
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise unknown("kind of cost table", str(self.kind), get_args(Kind))
-        if not isinstance(self.name, str) or _NAME.fullmatch(self.name) is None:
-            raise UsageError(
-                f"bad name {self.name!r} of a cost table: lower-case letters, digits, '.', '_', '-'"
-            )
         if not self.levels:
             raise UsageError(f"cost table {self.name} has no levels")
         for level, cost in self.levels.items():
@@ -86,6 +82,10 @@ class CostTable:
                 )
             if self.kind == "roofline" and level.startswith(NATIVE):
                 raise UsageError(f"{level} can be measured, a roofline knows {_bare(level)}")
+        if not isinstance(self.name, str) or _NAME.fullmatch(self.name) is None:
+            raise UsageError(
+                f"bad name {self.name!r} of a cost table: lower-case letters, digits, '.', '_', '-'"
+            )
 
     @property
     def reference(self) -> str:

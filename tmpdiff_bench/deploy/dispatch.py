@@ -122,9 +122,11 @@ class PlannedDenoiser(nn.Module):
             )
         self._now = resampled(self.plan, steps)
         if (found := condition(self._source)) != self._condition:
-            self._made.update({level: self._make(level) for level in self._made})
-            self._condition = found
+            for level in self._made:  # each puts aside what it shares with the one before
+                load_again(self)
+                self._made[level] = self._make(level)
             load_again(self)
+            self._condition = found
         self._timesteps = scheduler.timesteps
 
     def train(self, mode: bool = True) -> PlannedDenoiser:

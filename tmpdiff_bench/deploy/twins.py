@@ -45,13 +45,14 @@ def twin(denoiser: nn.Module, level: str, quantized: Sequence[str]) -> nn.Module
     offloading = _group_offloading(source)
     if offloading is not None:
         check_place(source, (level,), offloading.onload_device)
-    with _loaded(source, offloading), _without_hooks(source):
-        made = LevelBank(source, (level,), quantized)[level]
-    for name, module in source.named_modules():
-        if module._compiled_call_impl is not None:
-            made.get_submodule(name).compile()
-    if offloading is not None:
-        _offload(made, offloading, level)
+    with _loaded(source, offloading):
+        with _without_hooks(source):
+            made = LevelBank(source, (level,), quantized)[level]
+        for name, module in source.named_modules():
+            if module._compiled_call_impl is not None:
+                made.get_submodule(name).compile()
+        if offloading is not None:  # to a disk: while the weights that they share are there
+            _offload(made, offloading, level)
     if denoiser is not source:
         wrap: Any = denoiser.dynamo_ctx
         compiled: nn.Module = wrap(made)
@@ -117,10 +118,11 @@ def check_place(denoiser: nn.Module, levels: Sequence[str], runs_on: torch.devic
     pack them for the device that they are on.
     """
     here = next(denoiser.parameters()).device
-    native = next((level for level in levels if Level.parse(level).backend == "native"), None)
-    if native is not None and here.type != runs_on.type:
+    native = [level for level in map(Level.parse, levels) if level.backend == "native"]
+    packed = [level.name for level in native if not level.is_plain]
+    if packed and here.type != runs_on.type:
         raise UsageError(
-            f"{native} can't be made of weights that are offloaded to {here.type} and run on "
+            f"{packed[0]} can't be made of weights that are offloaded to {here.type} and run on "
             f"{runs_on.type}: apply the plan with the pipeline on {runs_on.type} and call "
             "enable_model_cpu_offload afterwards; offloading by groups takes simulated levels only"
         )

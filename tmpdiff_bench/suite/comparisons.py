@@ -150,7 +150,7 @@ def transfer_losses(
     own = table[table["native"]].drop_duplicates(key).set_index(key)
     rows = []
     for place, part in table[~table["native"] & table["within_budget"]].groupby(list(by)):
-        both = part.set_index(key).join(own[["value", "plan"]], rsuffix="_own", how="inner")
+        both = part.set_index(key).join(own[["value", "plan"]].add_suffix("_own"), how="inner")
         if both.empty:
             continue
         differences = (both["value"] - both["value_own"]).groupby("prompt_id").mean()
