@@ -22,7 +22,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def reproduce(session: nox.Session) -> None:
-    """Rebuild reports/ and compare it with data/golden; -- --quick is the profile of CI, --
+    """Rebuild reports/ and compare it with data/golden; -- --quick is a small profile, --
     --collect runs no model.
     """
     session.install("-c", "constraints.txt", "-e", ".")

@@ -1,7 +1,7 @@
 """Rebuild every table, figure and the page of `reports/` from nothing but the repository.
 
     python -m analysis.reproduce             the full profile; then `reports/` is replaced
-    python -m analysis.reproduce --quick     the small profile that CI runs; `reports/` stays
+    python -m analysis.reproduce --quick     the small profile; `reports/` stays
     python -m analysis.reproduce --collect   no model runs: gather what is there, name the gaps
 
 Everything is built in `build/full` or `build/quick`: a second run reuses recordings and stores
