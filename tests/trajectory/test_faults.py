@@ -68,6 +68,7 @@ print(json.dumps({"kills": kills, "rounds": rounds}))
 """
 
 
+@pytest.mark.timeout(900)  # forks of a large process: minutes where memory is slow to get
 def test_killed_at_fifty_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each round is killed until it ends; all end with the bytes of an undisturbed run."""
     done = subprocess.run(
