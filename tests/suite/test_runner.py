@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ import torch
 
 from tests.suite.conftest import FUNCTIONS, TINY, TOY, GuidedToy, toy_model
 from tests.trajectory.conftest import ToyBank
-from tmpdiff_bench.allocators import AllocationProblem, knapsack
+from tmpdiff_bench.allocators import Allocation, AllocationProblem, knapsack
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.noise import initial_noise
 from tmpdiff_bench.pipelines import SamplerState
@@ -144,11 +145,11 @@ def test_a_run_that_was_killed_goes_on(
     whole = run_suite(TINY, tmp_path / "whole")
     put, made = CellStore.put, [0]
 
-    def dying(self: CellStore, key: str, arrays: object) -> None:
+    def dying(self: CellStore, key: str, arrays: Any) -> None:
         made[0] += 1
         if made[0] == 12:
             raise KeyboardInterrupt
-        put(self, key, arrays)  # type: ignore[arg-type]  # what the runner gives is passed on
+        put(self, key, arrays)
 
     with monkeypatch.context() as patch:
         patch.setattr(CellStore, "put", dying)
@@ -200,13 +201,13 @@ def test_a_model_without_weights_is_said_not_dropped(
 def test_a_contributed_allocator_runs_on_every_task(
     toys: None, toy_store: Path, toy_results: SuiteResults
 ) -> None:
-    def failing(problem: AllocationProblem) -> object:
+    def failing(problem: AllocationProblem) -> Allocation:
         raise RuntimeError("out of ideas")
 
     found = run_suite(
         TOY,
         toy_store,
-        contributed={"mine:knapsack": knapsack, "mine:bad": failing},  # type: ignore[dict-item]  # a stranger's
+        contributed={"mine:knapsack": knapsack, "mine:bad": failing},
     )
     table = found.allocations.set_index(["task", "allocator"])
     for task in TOY.tasks():

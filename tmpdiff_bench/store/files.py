@@ -1,10 +1,13 @@
-"""Writing files that are either whole or not there."""
+"""Files that are either whole or not there, and those that a manifest names."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 from pathlib import Path
+
+from tmpdiff_bench.errors import UsageError
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -19,6 +22,23 @@ def write_atomically(path: Path, content: bytes) -> None:
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_verified(folder: Path, name: str, digest: str) -> bytes:
+    """What a file holds that a manifest in the folder names, with its sha256.
+
+    Raises `UsageError` for a name that leaves the folder, a link, and other content.
+    """
+    # a manifest may come from anywhere: it must not make us read outside its own folder
+    if Path(name).name != name or (folder / name).is_symlink():
+        raise UsageError(f"the manifest names {name!r}, which is no plain file of {folder}")
+    try:
+        content = (folder / name).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{folder / name} can't be read: {error.strerror}") from error
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise UsageError(f"{folder / name} is damaged: its sha256 is not the manifest's {digest}")
+    return content
 
 
 def clear_leftovers(folder: Path) -> None:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.store import write_atomically
+from tmpdiff_bench.store import read_verified, write_atomically
 from tmpdiff_bench.suite.v1 import VERSION
 
 SCHEMA_VERSION = 1
@@ -106,7 +106,9 @@ def load_results(folder: Path | str) -> SuiteResults:
     folder = Path(folder)
     manifest = _read_manifest(folder)
     try:
-        contents = {name: _verified(folder, name, sha) for name, sha in manifest["files"].items()}
+        contents = {
+            name: read_verified(folder, name, sha) for name, sha in manifest["files"].items()
+        }
         tables = {n: pd.read_parquet(io.BytesIO(contents[f"{n}.parquet"])) for n in COLUMNS}
         pictures = load(contents[_PICTURES])
         for name, columns in COLUMNS.items():
@@ -144,16 +146,3 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
                 "different versions are not comparable; run the suite again"
             )
     return manifest
-
-
-def _verified(folder: Path, name: str, digest: str) -> bytes:
-    # a manifest may come from anywhere: it must not make us read outside its own folder
-    if Path(name).name != name or (folder / name).is_symlink():
-        raise UsageError(f"the manifest names {name!r}, which is no plain file of {folder}")
-    try:
-        content = (folder / name).read_bytes()
-    except OSError as error:
-        raise UsageError(f"{folder / name} can't be read: {error.strerror}") from error
-    if hashlib.sha256(content).hexdigest() != digest:
-        raise UsageError(f"{folder / name} is damaged: its sha256 is not the manifest's")
-    return content

@@ -21,7 +21,7 @@ from safetensors.numpy import load, save
 
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.plan import PrecisionPlan
-from tmpdiff_bench.store import write_atomically
+from tmpdiff_bench.store import read_verified, write_atomically
 
 SCHEMA_VERSION = 2
 _ARRAYS = (
@@ -107,7 +107,7 @@ class Recording:
         manifest = _read_manifest(folder)
         try:
             contents = {
-                name: _read_verified(folder, name, digest)
+                name: read_verified(folder, name, digest)
                 for name, digest in manifest["files"].items()
             }
             arrays = load(contents["latents.safetensors"])
@@ -154,16 +154,3 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"{path} has schema version {version}; this library reads version {SCHEMA_VERSION}"
         )
     return manifest
-
-
-def _read_verified(folder: Path, name: str, digest: str) -> bytes:
-    # a manifest may come from anywhere: it must not make us read outside its own folder
-    if Path(name).name != name or (folder / name).is_symlink():
-        raise UsageError(f"the manifest names {name!r}, which is no plain file of {folder}")
-    try:
-        content = (folder / name).read_bytes()
-    except OSError as error:
-        raise UsageError(f"{folder / name} can't be read: {error.strerror}") from error
-    if hashlib.sha256(content).hexdigest() != digest:
-        raise UsageError(f"{folder / name} is damaged: its sha256 is not the manifest's {digest}")
-    return content
