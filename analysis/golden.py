@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.base import TableFile, Tolerance
-from analysis.provenance import ROOT, machine
+from analysis.provenance import ROOT
 from analysis.registry import TABLES
 from tmpdiff_bench.commands import ArgumentParser, run
 from tmpdiff_bench.errors import UsageError
@@ -113,10 +113,18 @@ def compare(table: TableFile, found: pd.DataFrame, golden: pd.DataFrame, outcome
                 miss(", ".join(key), f"{name}: {words}")
 
 
+def built_on(reports: Path) -> Any:
+    """The kind of machine that a reports folder was made on, by its page's provenance."""
+    path = reports / "index.prov.json"
+    if not path.is_file():
+        raise UsageError(f"{reports} has no index.prov.json: nox -s reproduce first")
+    return json.loads(path.read_text(encoding="utf-8"))["machine"]
+
+
 def check(reports: Path, goldens: Path, tables: Sequence[TableFile]) -> Outcome:
     """Compare every declared table; missing and orphaned goldens are misses too."""
     kind = goldens / "machine.json"
-    same = kind.is_file() and json.loads(kind.read_text(encoding="utf-8")) == machine()
+    same = kind.is_file() and json.loads(kind.read_text(encoding="utf-8")) == built_on(reports)
     outcome = Outcome(same)
     declared = {table.name: table for table in tables}
     for path in sorted(goldens.glob("*.csv")):
@@ -149,7 +157,7 @@ def bless(reports: Path, goldens: Path, tables: Sequence[TableFile]) -> list[str
         )
         for table in tables
     }
-    new["machine.json"] = json.dumps(machine(), indent=1) + "\n"
+    new["machine.json"] = json.dumps(built_on(reports), indent=1) + "\n"
     changed = []
     for path in goldens.glob("*"):
         if path.name not in new:

@@ -16,7 +16,7 @@ from tmpdiff_bench.additivity.style import MAIN_METRIC
 from tmpdiff_bench.additivity.wording import interval, percent
 from tmpdiff_bench.commands import run
 
-SUMMARIES = "additivity-*/summary.json"
+SUMMARIES = "additivity/*/summary.json"
 KEYS = ("model", "level", "hypothesis")
 # name: (key of the number, key of the verdict, what the number is)
 OF_VECTORS = {

@@ -38,6 +38,7 @@ class Section:
     figures: tuple[str, ...] = ()
 
 
+JOINT = "additivity/report.html"
 _MODELS = ("sd3", "flux", "pixart", "sdxl")
 SECTIONS = (
     Section("additivity", "Do errors of single steps add up?", ("hypotheses", "predictors")),
@@ -126,9 +127,9 @@ def gaps(folder: Path) -> list[str]:
 def additivity_reports(folder: Path) -> list[dict[str, str]]:
     """The reports of the main job: title, page, and its main figure."""
     found = []
-    for path in sorted(folder.glob("additivity-*/summary.json")):
+    for path in sorted(folder.glob("additivity/*/summary.json")):
         title = json.loads(path.read_text(encoding="utf-8"))["manifest"]["title"]
-        name = path.parent.name
+        name = path.parent.relative_to(folder).as_posix()
         figure = path.parent / "figures" / "predicted-against-measured.svg"
         found.append(
             {
@@ -164,6 +165,7 @@ def page(folder: Path) -> str:
         sections=sections,
         gaps=gaps(folder),
         additivity=additivity_reports(folder),
+        joint=JOINT if (folder / JOINT).is_file() else "",
         suite=suite,
         git=git_state(),
         versions=versions(),

@@ -4,40 +4,40 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from analysis.base import Made, Reports, Script, Table, TableFile
-from tmpdiff_bench.additivity import analyse
 from tmpdiff_bench.additivity.style import metric_label, predictor_label
 from tmpdiff_bench.commands import run
-from tmpdiff_bench.trajectory import Recording
 
-RECORDINGS = "additivity-*/recording"
+SUMMARIES = "additivity/*/summary.json"
+KEYS = ("model", "metric", "predictor", "over")
+OVER = {"plans": "r2_plans", "samples": "r2_identity"}
 
 
-def table(recordings: Sequence[Path]) -> pd.DataFrame:
-    """Rows by model, metric, predictor and what R² is over; a column per level ("-": none)."""
-    frames = []
-    for path in recordings:
-        recording = Recording.open(path)
-        scores = analyse(recording).scores_frame()
-        frames.append(scores.assign(model=recording.manifest["title"]))
-    joined = pd.concat(frames, ignore_index=True)
-    levels = list(dict.fromkeys(joined["level"]))
-    index = ["model", "metric", "predictor", "over"]
-    joined = joined.melt([*index[:3], "level"], ["r2_plans", "r2_identity"], "over", "r2")
-    joined["over"] = joined["over"].map({"r2_plans": "plans", "r2_identity": "samples"})
-    wide = joined.pivot(index=index, columns="level", values="r2")[levels]
-    order = joined[index].drop_duplicates().apply(tuple, axis=1)
-    return wide.loc[list(order)].reset_index()
+def table(paths: Sequence[Path]) -> pd.DataFrame:
+    """Rows by `KEYS` of all reports; a column per level, NaN where a predictor is not defined."""
+    rows = []
+    for path in paths:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        for score in summary["scores"]:
+            for over, r2 in OVER.items():
+                named = {"model": summary["manifest"]["title"], "over": over}
+                named |= {name: score[name] for name in ("metric", "predictor", "level")}
+                rows.append({**named, "r2": (score["test"] or {}).get(r2)})
+    frame = pd.DataFrame(rows).astype({"r2": float})
+    order = pd.MultiIndex.from_frame(frame[[*KEYS]].drop_duplicates())
+    wide = frame.pivot(index=[*KEYS], columns="level", values="r2")[[*frame["level"].unique()]]
+    return wide.loc[order].reset_index()
 
 
 def make(reports: Reports) -> Iterator[Made]:
-    """The table of all recordings."""
-    wide = table(sorted(reports.folder.glob(RECORDINGS)))
+    """The table of all reports."""
+    wide = table(sorted(reports.folder.glob(SUMMARIES)))
     shown = wide.map(lambda v: f"{v:.3f}" if isinstance(v, float) else v).replace("nan", "-")
     shown["metric"] = shown["metric"].map(metric_label)
     shown["predictor"] = shown["predictor"].map(predictor_label)
@@ -54,8 +54,8 @@ def make(reports: Reports) -> Iterator[Made]:
 SCRIPT = Script(
     "predictors",
     make,
-    inputs=(f"{RECORDINGS}/manifest.json",),
-    outputs=(TableFile("predictors", ("model", "metric", "predictor", "over")),),
+    inputs=(SUMMARIES,),
+    outputs=(TableFile("predictors", KEYS),),
 )
 
 if __name__ == "__main__":

@@ -12,13 +12,19 @@ exit status 1 where one misses.
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from tqdm import tqdm
 
 from analysis.base import Reports
 from analysis.golden import check, golden_folder
@@ -28,11 +34,14 @@ from analysis.registry import SCRIPTS, TABLES
 from tmpdiff_bench.commands import ArgumentParser, run
 from tmpdiff_bench.errors import UsageError
 
-MODELS = ("sd3", "flux", "pixart", "sdxl")
+MODELS = ("sdxl", "sd3", "flux", "pixart")  # those that take longest first
 # In the build, and of no use in reports/: what models gave, to be resumed from.
-NOT_PUBLISHED = ("recording", "cells", "every-plan", "live-allocations")
+NOT_PUBLISHED = ("recording", "cells", "every-plan", "live-allocations", "suite-parts", "logs")
 # Made by other commands or by hand.
 KEPT = ("README.md", "benchmarks")
+# Of a job: as many jobs run at once as there are cores, and last bits depend on threads.
+THREADS = 1
+_SHOWN = re.compile(r"[^\r\n]*\d+%")  # a progress bar up to its share
 
 
 @dataclass(frozen=True)
@@ -42,68 +51,126 @@ class Job:
     arguments: str
     made: str
 
+    @property
+    def name(self) -> str:
+        """The folder that it makes, as a word."""
+        return self.made.rpartition("/")[0].replace("/", "-")
+
     def command(self, folder: Path) -> list[str]:
         """The whole command line."""
         return [sys.executable, "-m", *self.arguments.format(out=folder).split()]
 
 
+def additivity(model: str, options: str = "") -> Job:
+    """The main job of one model."""
+    arguments = (
+        f"tmpdiff_bench.additivity --model {model} {options}--out {{out}}/additivity/{model}"
+    )
+    return Job(arguments, f"additivity/{model}/summary.json")
+
+
+def suite_part(model: str, options: str = "") -> Job:
+    """The suite's tasks of one model; what they measure is in the store of the whole."""
+    arguments = (
+        f"tmpdiff_bench.suite {options}--models {model} --store {{out}}/suite-v1/cells "
+        f"--out {{out}}/suite-parts/{model}"
+    )
+    return Job(arguments, f"suite-parts/{model}/manifest.json")
+
+
+# Jobs of a stage need nothing of one another, and all of the stage before.
 FULL = (
-    *(
+    (
+        *(suite_part(model) for model in MODELS),
         Job(
-            f"tmpdiff_bench.additivity --model {model} --out {{out}}/additivity-{model}",
-            f"additivity-{model}/summary.json",
-        )
-        for model in MODELS
+            "analysis.live_allocations --out {out}/live-allocations",
+            "live-allocations/speedup-2.5.json",
+        ),
+        *(additivity(model) for model in MODELS),
+        Job("analysis.every_plan --out {out}/every-plan", "every-plan/sample-3.safetensors"),
     ),
-    Job("analysis.every_plan --out {out}/every-plan", "every-plan/sample-3.safetensors"),
-    Job(
-        "analysis.live_allocations --out {out}/live-allocations",
-        "live-allocations/speedup-2.5.json",
+    (
+        Job("tmpdiff_bench.suite --out {out}/suite-v1", "suite-v1/manifest.json"),
+        Job(
+            "tmpdiff_bench.additivity --model all --out {out}/additivity",
+            "additivity/summary.json",
+        ),
     ),
-    Job("tmpdiff_bench.suite --out {out}/suite-v1", "suite-v1/manifest.json"),
 )
 QUICK = (
-    Job(
-        "tmpdiff_bench.additivity --model sd3 --levels fp32,w8a8,w4a4 --steps 6 --num-prompts 4 "
-        "--num-seeds 1 --joint-plans 4 --out {out}/additivity-sd3",
-        "additivity-sd3/summary.json",
+    (
+        *(suite_part(model, "--quick ") for model in ("sd3", "flux")),
+        additivity(
+            "sd3",
+            "--levels fp32,w8a8,w4a4 --steps 6 --num-prompts 4 --num-seeds 1 --joint-plans 4 ",
+        ),
+        Job(
+            "analysis.live_allocations --samples 1 --steps 5 --out {out}/live-allocations",
+            "live-allocations/speedup-2.5.json",
+        ),
+        Job(
+            "analysis.every_plan --samples 1 --steps 5 --out {out}/every-plan",
+            "every-plan/sample-0.safetensors",
+        ),
     ),
-    Job(
-        "analysis.every_plan --samples 1 --steps 5 --out {out}/every-plan",
-        "every-plan/sample-0.safetensors",
-    ),
-    Job(
-        "analysis.live_allocations --samples 1 --steps 5 --out {out}/live-allocations",
-        "live-allocations/speedup-2.5.json",
-    ),
-    Job("tmpdiff_bench.suite --quick --out {out}/suite-v1", "suite-v1/manifest.json"),
+    (Job("tmpdiff_bench.suite --quick --out {out}/suite-v1", "suite-v1/manifest.json"),),
 )
-
-
-def installed(job: Job) -> bool:
-    """Whether the embedded weights that it needs ship."""
-    words = job.arguments.split()
-    if "--model" not in words:
-        return True
-    model = words[words.index("--model") + 1]
-    return (ROOT / "data" / "models" / model / "model_index.json").is_file()
 
 
 def run_jobs(jobs: Sequence[Job], folder: Path) -> None:
-    """Run all whose weights ship. Raises `UsageError` where one fails, naming it."""
-    for number, job in enumerate(jobs, 1):
-        print(f"[{number}/{len(jobs)}] python -m {job.arguments.format(out=folder.name)}")
-        if not installed(job):
-            print("  left out: its embedded weights do not ship yet")
-            continue
+    """Run all, as many at once as there are cores; what they print is in `logs`.
+
+    Raises `UsageError` where some fail, naming them and what they said last.
+    """
+    logs = folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
+    running: list[Job] = []
+
+    def one(job: Job) -> str:
+        running.append(job)
         started = time.perf_counter()
-        done = subprocess.run(job.command(folder), cwd=ROOT)
-        if done.returncode:
-            raise UsageError(
-                f"`python -m {job.arguments}` ended with status {done.returncode}; the same "
-                "command goes on where it was"
+        with (logs / f"{job.name}.log").open("wb") as log:
+            command = job.command(folder)
+            done = subprocess.run(
+                command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
             )
-        print(f"  {time.perf_counter() - started:.0f} s")
+        running.remove(job)
+        shown = job.arguments.format(out=folder.name)
+        bar.write(f"{time.perf_counter() - started:6.0f} s  python -m {shown}", file=sys.stdout)
+        bar.update()
+        if not done.returncode:
+            return ""
+        said = _last_line(logs / f"{job.name}.log")
+        return f"`python -m {shown}` ended with status {done.returncode}: {said}"
+
+    with (
+        tqdm(total=len(jobs), unit="job", desc="models", smoothing=0) as bar,
+        ThreadPoolExecutor(min(os.cpu_count() or 1, len(jobs))) as pool,
+    ):
+        found = [pool.submit(one, job) for job in jobs]
+        while not all(future.done() for future in found):
+            time.sleep(0.5)
+            bar.set_postfix_str(", ".join(_progress(logs, job) for job in [*running]))
+    if failed := [said for future in found if (said := future.result())]:
+        raise UsageError(
+            "; ".join(failed) + f". All they said is in {logs}; the same command goes on from there"
+        )
+
+
+def _progress(logs: Path, job: Job) -> str:
+    """A running job's name and the share of its progress bar."""
+    try:
+        text = (logs / f"{job.name}.log").read_text(encoding="utf-8", errors="replace")[-2000:]
+    except OSError:
+        return job.name
+    shares = _SHOWN.findall(text)
+    return f"{job.name} {shares[-1].split()[-1]}" if shares else job.name
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.rpartition("\r")[2].strip() for line in lines[::-1] if line.strip()), "")
 
 
 def run_scripts(reports: Reports, *, collect: bool) -> list[str]:
@@ -148,12 +215,15 @@ def main(argv: Sequence[str]) -> None:
     profile = "quick" if options.quick else "full"
     folder = (options.build or ROOT / "build" / profile).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    jobs = QUICK if options.quick else FULL
+    stages = QUICK if options.quick else FULL
+    torch.set_num_threads(THREADS)
     if not options.collect:
-        run_jobs(jobs, folder)
+        for jobs in stages:
+            run_jobs(jobs, folder)
     left_out = run_scripts(Reports(folder, options.quick), collect=options.collect)
     if options.collect:
-        missing = [job.made for job in jobs if not (folder / job.made).is_file()]
+        made = [job.made for jobs in stages for job in jobs]
+        missing = [name for name in made if not (folder / name).is_file()]
         lines = [*(f"not run: {name}" for name in missing), *left_out, *gaps(folder)]
         print("\n".join(["gaps:", *lines]) if lines else "no gaps")
         return

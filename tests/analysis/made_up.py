@@ -21,7 +21,9 @@ FACTORS = {
     "exhaustive": 1.0,
     "fewer_steps": 2.0,
 }
-PROFILE = Profile("quick", ("sd3", "flux"), PROMPT_SETS[:2], (8, 20), calibration=2, evaluation=4)
+PROFILE = Profile(
+    "quick", ("sd3", "flux"), PROMPT_SETS[:2], (8, 20), (8, 20), calibration=2, evaluation=4
+)
 
 
 def suite_results(factors: dict[str, float] = FACTORS, *, noise: float = 0.05) -> SuiteResults:
@@ -136,6 +138,6 @@ def write_summary(folder: Path, model: str = "sd3") -> None:
         "superposition": [record],
         "scores": scores,
     }
-    place = folder / f"additivity-{model}"
+    place = folder / "additivity" / model
     place.mkdir(parents=True)
     (place / "summary.json").write_text(json.dumps(summary))

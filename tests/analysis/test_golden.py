@@ -39,6 +39,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     """A reports folder with one table, and the goldens made of it."""
     (tmp_path / "reports" / "tables").mkdir(parents=True)
     FRAME.to_csv(tmp_path / "reports" / "tables" / "regret.csv", index=False)
+    (tmp_path / "reports" / "index.prov.json").write_text('{"machine": {"processor": "this one"}}')
     bless(tmp_path / "reports", tmp_path / "golden", [TABLE])
     return tmp_path / "reports", tmp_path / "golden"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tmpdiff_bench.errors import UsageError
 def test_collect_gathers_what_is_there_and_names_the_gaps(
     made_up_reports: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(made_up_reports / "additivity-sd3", tmp_path / "additivity-sd3")
+    shutil.copytree(made_up_reports / "additivity", tmp_path / "additivity")
     # levels would run the model
     kept = [script for script in SCRIPTS if script.name in ("hypotheses", "regret")]
     with pytest.MonkeyPatch.context() as patch:
@@ -28,12 +29,12 @@ def test_collect_gathers_what_is_there_and_names_the_gaps(
     assert "not run: suite-v1/manifest.json" in said
     assert "regret: python -m analysis.regret: no suite-v1/manifest.json" in said
     assert "tables/ranks.csv" in said
-    assert "additivity-sd3" not in said
+    assert "not run: additivity" not in said
 
 
 def test_publishing_replaces_what_was_generated_only(tmp_path: Path) -> None:
     built, reports = tmp_path / "built", tmp_path / "reports"
-    for name in ("tables/new.csv", "additivity-sd3/recording/x", "suite-v1/cells/y", ".old.tmp"):
+    for name in ("tables/new.csv", "additivity/sd3/recording/x", "suite-v1/cells/y", ".old.tmp"):
         (built / name).parent.mkdir(parents=True, exist_ok=True)
         (built / name).write_text("new")
     for name in ("README.md", "benchmarks/engine.json", "tables/old.csv", "old.png"):
@@ -44,24 +45,29 @@ def test_publishing_replaces_what_was_generated_only(tmp_path: Path) -> None:
     assert files == {"README.md", "benchmarks/engine.json", "tables/new.csv"}
 
 
-def test_a_job_that_fails_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"every_plan --samples 0.* status 2"):
-        run_jobs([Job("analysis.every_plan --samples 0 --out {out}", "x")], tmp_path)
-
-
-def test_a_model_without_weights_is_left_out(
+def test_jobs_that_fail_are_named_with_what_they_said_and_others_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_jobs([Job("tmpdiff_bench.additivity --model sd4 --out {out}", "x")], tmp_path)
-    assert "left out" in capsys.readouterr().out
+    jobs = [
+        Job("json.tool {out}/nothing", "one/x"),
+        Job("json.tool --help", "two/x"),
+        Job("json.tool --wrong", "three/x"),
+    ]
+    with pytest.raises(UsageError) as caught:
+        run_jobs(jobs, tmp_path)
+    said = str(caught.value)
+    assert re.search(r"nothing` ended with status \d: .*No such file", said)
+    assert re.search(r"--wrong` ended with status 2: .*unrecognized", said)
+    assert "--help" not in said
+    assert capsys.readouterr().out.count("python -m json.tool") == 3
+    assert "usage" in (tmp_path / "logs" / "two.log").read_text()
 
 
 def test_all_that_scripts_read_is_made_by_a_job() -> None:
-    made = {job.made.partition("/")[0] for job in (*FULL, *QUICK)}
-    for script in SCRIPTS:
-        for pattern in script.inputs:
-            source = pattern.partition("/")[0]
-            assert source == "data" or any(Path(name).match(source) for name in made)
+    for stages in (FULL, QUICK):
+        made = {job.made.partition("/")[0] for jobs in stages for job in jobs}
+        for script in SCRIPTS:
+            assert {pattern.partition("/")[0] for pattern in script.inputs} <= {"data", *made}
     assert len(NAMES) == len(SCRIPTS)
 
 

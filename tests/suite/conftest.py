@@ -23,8 +23,8 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "w8a8": lambda x: -x + 0.01 * torch.sin(9 * x),
     "w4a4": lambda x: -x + 0.1 * torch.cos(5 * x),
 }
-TOY = Profile("quick", ("sd3",), PROMPT_SETS[:2], (8, 20), calibration=2, evaluation=3)
-TINY = Profile("quick", ("sd3",), PROMPT_SETS[:1], (8,), calibration=2, evaluation=2)
+TOY = Profile("quick", ("sd3",), PROMPT_SETS[:2], (8, 20), (8,), calibration=2, evaluation=3)
+TINY = Profile("quick", ("sd3",), PROMPT_SETS[:1], (8,), (), calibration=2, evaluation=2)
 
 
 class GuidedToy(ToyPipeline):

@@ -187,7 +187,7 @@ def test_a_model_without_weights_is_said_not_dropped(
         return toy_model(model)
 
     monkeypatch.setattr(bench, "load_model", missing)
-    both = type(TINY)("quick", ("sd3", "flux"), TINY.prompt_sets, (8,), 2, 2)
+    both = type(TINY)("quick", ("sd3", "flux"), TINY.prompt_sets, (8,), (), 2, 2)
     found = run_suite(both, tmp_path)
     flux = found.allocations[found.allocations["model"] == "flux"]
     assert len(flux) == 6 * len(OURS)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -175,8 +176,8 @@ class _ModelRun:
             self._progress.end(group, "drift")
         account.computed[self._model] = computed = self._progress.spent - spent
         seconds = time.perf_counter() - started
-        rate = seconds / computed if computed else math.nan
-        if computed:
+        rate = _pace(store, self._model, computed, seconds)
+        if not math.isnan(rate):
             account.seconds_per_nfe[self._model] = rate
         for outcomes in self._outcomes.values():
             optimum = optimum_of(outcomes)
@@ -271,6 +272,16 @@ class _ModelRun:
         account.pictured[group.name] = list(prompts)
         for plan in chosen:
             account.pictures[picture_name(*place, str(plan))] = scorer[plan].pictures
+
+
+def _pace(store: CellStore, model: str, nfe: int, seconds: float) -> float:
+    """Seconds of a network evaluation over all runs into a store, this one added; NaN for none."""
+    key = digest({"purpose": "pace", "model": model})
+    before = store.get(key)
+    spent = np.array([nfe, seconds]) + (0 if before is None else before["spent"])
+    if nfe:
+        store.put(key, {"spent": spent})
+    return float(spent[1] / spent[0]) if spent[0] else math.nan
 
 
 def _table(rows: Rows, name: str) -> pd.DataFrame:

@@ -78,17 +78,19 @@ def other_calibrations(group: Group, own: Prompts) -> dict[tuple[str, str], Prom
 
 def from_others(task: Task, outcomes: Mapping[Task, Sequence[Outcome]]) -> Iterator[Transfer]:
     """Plans that the same allocator chose for the same task of another prompt set, or of another
-    number of steps, and its own.
+    number of steps, and its own beside them.
     """
     for allocator in TRANSFERRED:
-        for other, found in outcomes.items():
-            plan = next((o.plan for o in found if o.allocator == allocator), None)
-            if plan is None:
-                continue
-            if replace(other, prompt_set=task.prompt_set) == task:
-                native = other == task
-                yield Transfer(task, allocator, "prompt_set", other.prompt_set, native, plan)
-            if replace(other, steps=task.steps) == task:
-                brought = resample(plan, task.steps)
-                source = f"S={other.steps}"
-                yield Transfer(task, allocator, "steps", source, other == task, brought)
+        plans = {
+            other: plan
+            for other, found in outcomes.items()
+            if (plan := next((o.plan for o in found if o.allocator == allocator), None))
+        }
+        sets = [o for o in plans if replace(o, prompt_set=task.prompt_set) == task]
+        numbers = [o for o in plans if replace(o, steps=task.steps) == task]
+        for other in sets if len(sets) > 1 else ():
+            name = other.prompt_set
+            yield Transfer(task, allocator, "prompt_set", name, other == task, plans[other])
+        for other in numbers if len(numbers) > 1 else ():
+            brought = resample(plans[other], task.steps)
+            yield Transfer(task, allocator, "steps", f"S={other.steps}", other == task, brought)

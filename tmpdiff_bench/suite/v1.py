@@ -10,7 +10,6 @@ from tmpdiff_bench.suite.tasks import Task
 VERSION = 1
 MODELS = ("sd3", "flux", "pixart", "sdxl")
 PROMPT_SETS = ("scenes-attributes", "scenes-relations", "scenes-counts")
-STEPS = (8, 20)
 GUIDANCE = 4.0
 NFE_PER_STEP = 2  # of every embedded model: guidance needs a second pass
 SEED = 0
@@ -33,14 +32,16 @@ MATCHED = "latent_rmse"  # the error that allocators minimise
 
 @dataclass(frozen=True)
 class Profile:
-    """How much of the suite is run: `calibration` prompts that allocators see, `evaluation` prompts
-    that plans are scored on, one noise seed each.
+    """How much of the suite is run: `steps` on the first prompt set, `steps_elsewhere` on the
+    others; `calibration` prompts that allocators see, `evaluation` prompts that plans are scored
+    on, one noise seed each.
     """
 
     name: str
     models: tuple[str, ...]
     prompt_sets: tuple[str, ...]
     steps: tuple[int, ...]
+    steps_elsewhere: tuple[int, ...]
     calibration: int
     evaluation: int
 
@@ -50,12 +51,12 @@ class Profile:
             Task(model, prompt_set, levels, COST_TABLE.format(model=model), target, steps)
             for model in self.models
             for prompt_set in self.prompt_sets
-            for steps in self.steps
+            for steps in (self.steps if prompt_set == PROMPT_SETS[0] else self.steps_elsewhere)
             for levels, targets in TARGETS[model].items()
             for target in targets
         ]
 
 
-FULL = Profile("full", MODELS, PROMPT_SETS, STEPS, calibration=4, evaluation=8)
-QUICK = Profile("quick", ("sd3", "flux"), PROMPT_SETS[:1], (8,), calibration=2, evaluation=2)
+FULL = Profile("full", MODELS, PROMPT_SETS, (8, 20), (20,), calibration=4, evaluation=8)
+QUICK = Profile("quick", ("sd3", "flux"), PROMPT_SETS[:1], (8,), (), calibration=2, evaluation=2)
 PROFILES = {profile.name: profile for profile in (FULL, QUICK)}
