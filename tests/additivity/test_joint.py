@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -18,9 +19,11 @@ from tmpdiff_bench.additivity.__main__ import main
 from tmpdiff_bench.additivity.analysis import analyse
 from tmpdiff_bench.additivity.inference import decide, holm
 from tmpdiff_bench.additivity.joint import JointReport, join
+from tmpdiff_bench.additivity.joint_figures import ratios
 from tmpdiff_bench.additivity.joint_report import check_joint_folder, joint_text, write_joint
 from tmpdiff_bench.additivity.records import AdditivityReport
 from tmpdiff_bench.additivity.several import find_recordings
+from tmpdiff_bench.additivity.style import MAIN_METRIC, MAIN_PREDICTORS, level_label
 from tmpdiff_bench.commands import run
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.trajectory import Recording
@@ -96,6 +99,10 @@ def test_files_of_the_joint_report(joint: JointReport, tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / "all" / "tables" / "verdicts.csv")
     assert len(table) == sum(len(report.scores) for report in joint.reports.values())
     assert list(table.columns[:2]) == ["model", "level"]
+    drawing = ratios(joint)
+    assert drawing is not None
+    assert f'alt="{drawing.alt}"' in content
+    assert (tmp_path / "all" / "figures" / "ratios.png").is_file()
     overview = (tmp_path / "all" / "tables" / "models.md").read_text()
     assert overview.count("flux (embedded, 1.0 M)") == 3  # two levels and the mixed plans
     summary = json.loads(
@@ -106,6 +113,26 @@ def test_files_of_the_joint_report(joint: JointReport, tmp_path: Path) -> None:
     first = {p: p.read_bytes() for p in (tmp_path / "all").rglob("*") if p.is_file()}
     write_joint(joint, tmp_path / "all")
     assert {p: p.read_bytes() for p in first} == first
+
+
+def test_the_figure_has_every_interval_once(joint: JointReport) -> None:
+    drawing = ratios(joint)
+    assert drawing is not None
+    drawn = []
+    for ax in drawing.figure.axes:
+        for line in ax.lines:
+            xs, ys = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+            if len(xs) == 2 and ys[0] == ys[1]:  # neither an estimate's dot nor the line at 1
+                drawn.append((ax.get_title(), round(float(ys[0])), xs[0], xs[1]))
+    names = list(joint.reports)
+    expected = [
+        (level_label(score.level), names.index(name), score.test.ratio.low, score.test.ratio.high)
+        for name, report in joint.reports.items()
+        for score in report.scores
+        if score.metric == MAIN_METRIC and score.predictor in MAIN_PREDICTORS and score.test
+    ]
+    assert sorted(drawn) == sorted(expected)
+    assert len(expected) > 6
 
 
 def test_the_summary_fits_a_screen(joint: JointReport) -> None:
@@ -181,7 +208,7 @@ def test_all_models_by_the_command(
     shutil.copytree(tmp_path / "all" / "sd3", tmp_path / "twice" / "sd3")
     assert _status(["--recording", "all/sd3", "twice/sd3", "--out", "two"]) == 0
     assert {p.name for p in (tmp_path / "two").iterdir() if p.is_dir()} == {
-        *("sd3", "sd3-2", "tables")
+        *("sd3", "sd3-2", "tables", "figures")
     }
 
 

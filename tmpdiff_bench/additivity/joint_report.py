@@ -11,11 +11,14 @@ from typing import Any
 import pandas as pd
 
 from tmpdiff_bench.additivity.joint import JointReport
+from tmpdiff_bench.additivity.joint_figures import ratios
 from tmpdiff_bench.additivity.measurements import MIXED
 from tmpdiff_bench.additivity.records import AdditivityReport, Score
 from tmpdiff_bench.additivity.report import (
     check_folder,
+    figure_files,
     foreign_folder,
+    inlined,
     is_summary,
     render,
     table_files,
@@ -32,13 +35,13 @@ from tmpdiff_bench.additivity.wording import percent, r_squared
 from tmpdiff_bench.errors import UsageError
 
 SCHEMA = "tmpdiff_bench.additivity.joint/1"
-_OURS = {"summary.json", "report.html", "tables"}
+_OURS = {"summary.json", "report.html", "tables", "figures"}
 _LINES, _COLUMNS = 24, 100  # of a screen
 
 
 def write_joint(joint: JointReport, out: Path) -> Path:
-    """Write `summary.json`, `tables/` and `report.html` of several models into `out`, beside the
-    folders of their own reports; returns the page. The same reports give the same bytes.
+    """Write `summary.json`, `tables/`, `figures/` and `report.html` of several models into `out`,
+    beside the folders of their own reports; returns the page. The same reports give the same bytes.
 
     Raises `UsageError` where `out` holds anything else.
     """
@@ -47,11 +50,15 @@ def write_joint(joint: JointReport, out: Path) -> Path:
     check_joint_folder(out, joint.reports)
     written = _tables(joint)
     files = {"summary.json": json.dumps(_summary(joint), allow_nan=False, indent=1).encode()}
-    files |= table_files(written)
+    drawings = [drawing for drawing in (ratios(joint),) if drawing]
+    figures = figure_files(drawings)
+    files |= table_files(written) | figures
     files["report.html"] = render(
         "joint.html.jinja",
         joint=joint,
         tables={table.name: table for table in written},
+        drawings=drawings,
+        images=inlined(figures),
         main_metric=metric_label(MAIN_METRIC),
     ).encode()
     for name, content in files.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,12 +145,24 @@ def _files(
     summary = {"schema": SCHEMA, **json.loads(report.to_json())}
     files = {"summary.json": json.dumps(summary, allow_nan=False, indent=1).encode()}
     files |= table_files(written)
+    figures = figure_files(drawings)
+    files["report.html"] = _page(report, written, drawings, inlined(figures)).encode()
+    return files | figures
+
+
+def figure_files(drawings: Iterable[Drawing]) -> dict[str, bytes]:
+    """Each figure as svg and png."""
+    files = {}
     for drawing in drawings:
         files[f"figures/{drawing.name}.svg"] = drawing.to_bytes("svg")
         files[f"figures/{drawing.name}.png"] = drawing.to_bytes("png")
-    images = {drawing.name: _inline(files, f"figures/{drawing.name}") for drawing in drawings}
-    files["report.html"] = _page(report, written, drawings, images).encode()
     return files
+
+
+def inlined(files: Mapping[str, bytes]) -> dict[str, str]:
+    """Data URIs by figure's name: the smaller of its two files."""
+    names = [name.removesuffix(".svg") for name in files if name.endswith(".svg")]
+    return {name.removeprefix("figures/"): _inline(files, name) for name in names}
 
 
 def table_files(written: tuple[Table, ...]) -> dict[str, bytes]:
@@ -166,8 +178,7 @@ def table_files(written: tuple[Table, ...]) -> dict[str, bytes]:
     }
 
 
-def _inline(files: dict[str, bytes], name: str) -> str:
-    """The figure as a data URI: the smaller of its two files."""
+def _inline(files: Mapping[str, bytes], name: str) -> str:
     kinds = {"image/svg+xml": files[f"{name}.svg"], "image/png": files[f"{name}.png"]}
     kind, content = min(kinds.items(), key=lambda item: len(item[1]))
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
