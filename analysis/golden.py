@@ -5,9 +5,9 @@
 
 Rows, and the columns that name them, are exact everywhere. Other cells depend on the machine:
 
-- On a machine of the goldens' kind (`machine.json`: processor, instruction set, threads, torch)
-  the same code gives the same bits. Plans, verdicts and counts are exact; numbers are held to ten
-  times the numerical floor.
+- On a machine of the goldens' kind (`machine.json`: processor, instruction set, threads, torch, a
+  digest of what its kernels make of fixed inputs) the same code gives the same bits. Plans,
+  verdicts and counts are exact; numbers are held to ten times the numerical floor.
 - On another kind, kernels differ in the last bits. Rounding activations is chaotic in its input, so
   a joint error becomes another draw of the same noise, and near-ties between plans are decided
   otherwise. There a number is held to the tolerance that its table declares, with its reason; what

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import platform
@@ -38,7 +39,9 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, str]:
-    """What decides the last bits of a number: processor, instruction set, threads, torch."""
+    """What decides the last bits of a number: processor, instruction set, threads, torch; and
+    `kernels`, a digest of those bits, as processors of one name may run other kernels.
+    """
     import torch  # here, as most scripts need none
 
     return {
@@ -46,6 +49,7 @@ def machine() -> dict[str, str]:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
+        "kernels": _kernels(),
     }
 
 
@@ -83,6 +87,29 @@ def provenance(
         "versions": versions(),
         "machine": machine(),
     }
+
+
+@functools.cache
+def _kernels() -> str:
+    """Of what layers like those of the embedded models make of fixed inputs."""
+    import torch
+    from torch.nn import functional
+
+    random = torch.Generator().manual_seed(0)
+    found = hashlib.sha256()
+    for rows in (2, 4, 8, 16, 32):
+        tokens = torch.randn(rows, 88, 192, generator=random)
+        wide = functional.gelu(functional.linear(tokens, torch.randn(768, 192, generator=random)))
+        heads = functional.layer_norm(tokens, (192,)).unflatten(2, (4, 48)).transpose(1, 2)
+        mixed = functional.scaled_dot_product_attention(heads, heads, heads)
+        pixels = functional.conv2d(
+            tokens[:, :64].transpose(1, 2).unflatten(2, (8, 8)),
+            torch.randn(64, 192, 3, 3, generator=random),
+            padding=1,
+        )
+        for made in (wide, mixed, functional.silu(functional.group_norm(pixels, 8))):
+            found.update(made.contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def _processor() -> str:

@@ -71,6 +71,14 @@ def test_all_that_scripts_read_is_made_by_a_job() -> None:
     assert len(NAMES) == len(SCRIPTS)
 
 
+def test_ci_runs_the_small_profile_too() -> None:
+    lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert lines[-2:] == [
+        ".ci/venv/bin/nox -s tests",
+        ".ci/venv/bin/nox -s reproduce -- --quick",
+    ]
+
+
 def test_sessions_are_thin() -> None:
     text = (ROOT / "noxfile.py").read_text(encoding="utf-8")
     assert '"analysis.reproduce"' in text
