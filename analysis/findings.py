@@ -142,7 +142,7 @@ def on_first_last(frame: pd.DataFrame) -> Iterator[str]:
     for verdict in ("good enough", "not good enough", "undecided"):
         rows = records(frame, verdict=verdict)
         if not rows:
-            yield f"First-and-last-n is {verdict} nowhere."
+            yield f"Nowhere is first-and-last-n found {verdict}."
             continue
         where: dict[str, list[str]] = {}
         for row in rows:
@@ -188,11 +188,17 @@ def on_drift(frame: pd.DataFrame) -> Iterator[str]:
     for condition, rows in frame.groupby("condition", sort=False):
         low = rows["plan"].str.contains("w[48]a[48]")
         told = [
-            f"{what} by up to {part['largest_ratio'].max():.2g} times the least single-step error"
+            f"{what} by up to {_rounded(part['largest_ratio'].max())} times the least single-step "
+            "error"
             for what, part in (("reference runs", rows[~low]), ("plans with low steps", rows[low]))
             if len(part)
         ]
         yield f"Under {condition}, {enumerate_words(told)} drift away from what they were."
+
+
+def _rounded(value: float) -> str:
+    """Two digits, without an exponent."""
+    return f"{float(f'{value:.2g}'):,.10g}"
 
 
 def on_quality(frame: pd.DataFrame) -> Iterator[str]:

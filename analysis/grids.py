@@ -82,15 +82,16 @@ def figure(found: SuiteResults, model: str) -> Drawing:
     lines = list(images(found, rows, names))
     side = (WIDTH + _GAP) / len(names) - _GAP
     band = side + _LINE + _GAP
-    height = band * len(lines) + 2.2 * _LINE
+    headers = [textwrap.fill(allocator_label(name), 11) for name in names]
+    top = (0.2 + max(header.count("\n") + 1 for header in headers)) * _LINE
+    height = band * len(lines) + top
     target = float(rows["target_speedup"].iloc[0])
     with house_style():
         drawn = Figure(figsize=(WIDTH, height))
-        for column, name in enumerate(names):
+        for column, header in enumerate(headers):
             middle = (column * (side + _GAP) + side / 2) / WIDTH
-            header = textwrap.fill(allocator_label(name), 11)
             drawn.text(middle, 1, header, ha="center", va="top", fontsize=7.5)
-        bottom = height - 2.2 * _LINE
+        bottom = height - top
         for prompt, pictures in lines:
             bottom -= band
             drawn.text(0, (bottom + side + 0.03) / height, prompt, va="bottom", fontsize=7)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from analysis.base import FigureFile, Made, Reports, Script
 from analysis.marks import mark
 from analysis.suite_data import ERROR, INPUTS, allocator_label, results
-from tmpdiff_bench.additivity.style import Drawing, canvas, house_style
+from tmpdiff_bench.additivity.style import Drawing, canvas, house_style, log_axis
 from tmpdiff_bench.commands import run
 from tmpdiff_bench.suite.v1 import MODELS
 
@@ -23,9 +23,7 @@ def draw(ax: Axes, rows: pd.DataFrame) -> None:
         style = mark(str(name)) | {"ls": "-", "lw": 0.8, "ms": 4.5, "alpha": 0.9}
         ax.plot(line["speedup"], line["value"], label=allocator_label(str(name)), **style)
     ax.set(yscale="log")
-    ax.yaxis.set_major_formatter("{x:.2g}")
-    ax.yaxis.set_minor_formatter("{x:.2g}")
-    ax.tick_params(axis="y", which="minor", labelsize=6)
+    log_axis(ax.yaxis, *ax.get_ylim(), least=3)
 
 
 def figure(model: str, title: str, errors: pd.DataFrame) -> Drawing:
@@ -42,7 +40,7 @@ def figure(model: str, title: str, errors: pd.DataFrame) -> Drawing:
                 handles, labels = ax.get_legend_handles_labels()
                 entries.update(zip(labels, handles, strict=True))
         drawn.supxlabel("speedup over the reference (roofline)")
-        drawn.supylabel("latent RMSE, mean over evaluation prompts")
+        drawn.supylabel("latent RMSE")
         drawn.legend(list(entries.values()), list(entries), loc="outside upper center", ncols=4)
     return Drawing(
         f"pareto-{model}",

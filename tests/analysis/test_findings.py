@@ -69,7 +69,7 @@ def test_first_last_is_judged_by_its_whole_interval(factor: float, verdict: str)
     assert set(at_8["verdict"]) == {verdict}
     said = " ".join(findings.on_first_last(at_8))
     assert f"is {verdict} in {len(at_8)} of {len(at_8)} cases" in said
-    assert "is undecided nowhere" in said
+    assert "Nowhere is first-and-last-n found undecided" in said
 
 
 def test_ranks_are_those_of_the_factors() -> None:
