@@ -1,6 +1,6 @@
 """Allocators: which level shall each denoising step run at, within a budget of cost?
 
-All share one signature, `allocate(problem, *, options) -> Allocation`, and need numpy and scipy.
+All share one signature, `allocate(problem, *, options) -> Allocation`, and need numpy only.
 """
 
 from tmpdiff_bench.allocators.base import (
