@@ -346,7 +346,7 @@ class Allocation:
         return list(itertools.accumulate(errors, min))
 
     def __str__(self) -> str:
-        """A few lines of at most 88 columns."""
+        """A few lines of at most 80 columns."""
         from tmpdiff_bench.allocators.drawing import summary
 
         return summary(self)
