@@ -90,9 +90,7 @@ def test_forms_with_deviations_that_cancel(problem: AllocationProblem) -> None:
 @given(cancellations())
 @settings(max_examples=60, deadline=None)
 def test_bounds_alone_know_zero(problem: AllocationProblem) -> None:
-    """Without trying all plans: the bound of a form that is never negative is not far below zero,
-    and where the search finds a zero, that proves it.
-    """
+    """Without trying all plans a zero that the search finds is still proven the least."""
     best = least_error(problem)
     form = problem.need_gram("this test")
     found = least_quadratic(form, problem.step_costs, problem.budget, max_nodes=50, max_plans=0)

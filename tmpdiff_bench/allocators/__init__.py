@@ -3,6 +3,7 @@
 All share one signature, `allocate(problem, *, options) -> Allocation`, and need numpy only.
 """
 
+from tmpdiff_bench.allocators import contract
 from tmpdiff_bench.allocators.base import (
     Allocation,
     AllocationProblem,
@@ -39,6 +40,7 @@ __all__ = [
     "Oracle",
     "beam",
     "bisection",
+    "contract",
     "declares",
     "evaluation_bound",
     "evolutionary",
