@@ -102,10 +102,18 @@ def check(
         _unchanged(task, problem, error)
         _require(isinstance(allocation, Allocation), "it returned no Allocation", task)
         _result(task, allocation, elapsed)
-        for promise in (_account, _repeatable, _scaled, _bounded, _bad_errors, _failing):
-            promise(allocate, task, allocation)
+        promises = [_account, _repeatable, _scaled, _bounded, _bad_errors, _failing]
         if exact and task.kind == "additive":
-            _optimal(allocate, task, allocation)
+            promises.append(_optimal)
+        for promise in promises:
+            try:
+                promise(allocate, task, allocation)
+            except ContractError:
+                raise
+            except Exception as failure:
+                raise ContractError(
+                    f"it raised {_named(failure)}, though not when first called ({task})"
+                ) from failure
     if not solved:
         raise ContractError(f"none of {problems} problems was solved")
     return solved
@@ -121,7 +129,7 @@ def _equal(found: object, expected: object, promise: str, task: Task) -> None:
 
 
 def _named(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _twice(plans: Iterable[PrecisionPlan]) -> PrecisionPlan | None:
