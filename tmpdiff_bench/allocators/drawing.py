@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 _WIDTH, _PLAN_LINES = 80, 4
 _ROW, _HEAD, _AROUND = 0.34, 0.45, 0.75  # inches: a row of intervals, a level's title, the rest
-_AXES_WIDTH, _CHARACTER = 4.5, 0.055  # inches: of the steps, and of what is written into them
+_STEP, _CHARACTER, _BESIDE = 0.13, 0.055, 1.9  # inches: a step at least, what is written into it
+_NARROWEST, _WIDEST = 6.4, 14.0
 # Okabe and Ito's colours, told apart under every common colour blindness
 _COLOURS = {"low": "#0072B2", "split": "#BBBBBB", "refused": "#D55E00", "open": "#F0E442"}
 _MEANING = {
@@ -66,17 +67,21 @@ def draw(allocation: Allocation) -> Figure:
     for interval in allocation.intervals:
         trees.setdefault(interval.level, []).append(interval)
     rows = [max(i.depth for i in tree) + 1 for tree in trees.values()]
-    figure.set_size_inches(6.4, _AROUND + sum(_HEAD + _ROW * count for count in rows))
+    width = min(max(_BESIDE + _STEP * len(allocation.plan), _NARROWEST), _WIDEST)
+    figure.set_size_inches(width, _AROUND + sum(_HEAD + _ROW * count for count in rows))
     axes = figure.subplots(len(trees), 1, squeeze=False, sharex=True, height_ratios=rows)[:, 0]
     for ax, (level, tree) in zip(axes, trees.items(), strict=True):
-        _tree(ax, tree, len(allocation.plan))
-        ax.set_title(f"intervals at {level}, and the error of each alone", fontsize=8)
+        _tree(ax, tree, len(allocation.plan), width - _BESIDE)
+        ax.set_title(f"intervals at {level}; in them, where there is room, their error", fontsize=8)
     axes[-1].set_xlabel("step")
     return figure
 
 
-def _tree(ax: Axes, intervals: list[Interval], steps: int) -> None:
-    """Bars span an interval's steps, one row per depth; a dashed edge was not measured itself."""
+def _tree(ax: Axes, intervals: list[Interval], steps: int, width: float) -> None:
+    """Bars span an interval's steps, one row per depth; a dashed edge was not measured itself.
+
+    `width`: inches of all steps.
+    """
     from matplotlib.patches import Patch, Rectangle
     from matplotlib.ticker import MaxNLocator
 
@@ -95,7 +100,7 @@ def _tree(ax: Axes, intervals: list[Interval], steps: int) -> None:
             )
         first, last = max(_runs(interval.steps), key=lambda run: run[1] - run[0])
         text = f"{interval.error:.2g}"
-        if len(text) * _CHARACTER <= (last - first + 0.92) / (steps + 0.2) * _AXES_WIDTH:
+        if len(text) * _CHARACTER <= (last - first + 0.92) / (steps + 0.2) * width:
             ax.text(
                 (first + last) / 2,
                 interval.depth,
