@@ -21,6 +21,7 @@ from tmpdiff_bench.allocators import (
     gram,
     gram_front,
     knapsack,
+    regret,
 )
 from tmpdiff_bench.allocators.quadratic import least_quadratic
 from tmpdiff_bench.plan import PrecisionPlan
@@ -135,3 +136,18 @@ def test_every_allocator_where_no_plan_errs(name: str) -> None:
     assert found.gap in (0, None)
     assert "nan" not in str(found)
     found.plot().savefig(io.BytesIO())
+
+
+@pytest.mark.parametrize(
+    ("error", "optimum", "expected"),
+    [
+        (0.0, 0.0, 0.0),
+        (3.0, 2.0, 0.5),
+        (2.0, 2.0, 0.0),
+        (1.0, 0.0, math.nan),
+        (1.0, math.nan, math.nan),
+        (math.nan, 1.0, math.nan),
+    ],
+)
+def test_regret_is_a_share_or_unknown(error: float, optimum: float, expected: float) -> None:
+    assert regret(error, optimum) == pytest.approx(expected, nan_ok=True)

@@ -11,6 +11,7 @@ from tmpdiff_bench.allocators.base import (
     InfeasibleBudgetError,
     Measurement,
     MeasurementError,
+    regret,
 )
 from tmpdiff_bench.allocators.beam import beam
 from tmpdiff_bench.allocators.bisection import bisection
@@ -53,5 +54,6 @@ __all__ = [
     "greedy_forward",
     "knapsack",
     "random_search",
+    "regret",
     "uniform",
 ]

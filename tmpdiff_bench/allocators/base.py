@@ -360,6 +360,15 @@ class Allocation:
         return draw(self)
 
 
+def regret(error: float, optimum: float) -> float:
+    """How far an error is above the least one, as a share of that; NaN where that is unknown (NaN),
+    or zero and the error is not.
+    """
+    if error == optimum:
+        return 0.0
+    return error / optimum - 1 if optimum > 0 else math.nan
+
+
 class Allocator(Protocol):
     """Every allocator; options are keyword-only and have defaults."""
 

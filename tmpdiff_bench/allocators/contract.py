@@ -321,7 +321,7 @@ def _failing(allocate: Allocate, task: Task, found: Allocation) -> None:
     except OracleFailureError as failure:
         partial = getattr(failure, "partial", None)
         kept = None if partial is None else sum(not m.read for m in partial)
-        if kept != fails_at:
+        if partial is None or kept != fails_at:
             has = "it has none" if kept is None else f"that has {kept} of {fails_at} measurements"
             raise ContractError(
                 f"what was paid for is not in `partial` of what the oracle raised: {has} ({task})"
