@@ -25,8 +25,8 @@ def cheapest_choice(
 
     Exact whatever the range of costs and errors, by lists of undominated partial plans (Nemhauser
     and Ullmann 1969), cut by the bound of the linear relaxation. Where they outgrow `max_states`,
-    every list is cut down to the partial plans of least bound, over all and per stretch of cost; the
-    least bound of those cut off then bounds the optimum.
+    every list is cut down to the partial plans of least bound, over all and per stretch of cost;
+    the least bound of those cut off then bounds the optimum.
     """
     hulls = [_hull(row, cost) for row, cost in zip(errors, problem.step_costs, strict=True)]
     limit = problem.budget + COST_TOLERANCE * abs(problem.budget)
