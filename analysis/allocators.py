@@ -19,7 +19,7 @@ from analysis.base import FigureFile, Made, Reports, Script, Table, TableFile
 from analysis.chaos import CHAOTIC
 from analysis.every_plan import LEVELS, EveryPlan, all_plans, load_every_plan
 from tmpdiff_bench.additivity.style import Drawing, canvas, house_style
-from tmpdiff_bench.allocators import ALLOCATORS, Allocation, AllocationProblem
+from tmpdiff_bench.allocators import ALLOCATORS, Allocation, AllocationProblem, regret
 from tmpdiff_bench.commands import run
 from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.problems import RelativeCosts
@@ -56,7 +56,7 @@ def row(found: Allocation, speedup: float, best: float) -> dict[str, Any]:
         "allocator": found.allocator,
         "speedup": found.speedup,
         "error": found.error,
-        "regret": found.error / best - 1,
+        "regret": regret(found.error, best),
         "predicted": math.nan if found.predicted_error is None else found.predicted_error,
         "evaluations": found.evaluations,
         "NFE a sample": found.nfe,

@@ -163,6 +163,13 @@ def test_what_is_imported_is_a_declared_dependency() -> None:
     assert undeclared == {}
 
 
+def test_allocators_need_numpy_only() -> None:
+    trees = [ast.parse(path.read_text("utf-8")) for path in (PACKAGE / "allocators").glob("*.py")]
+    used = {name.partition(".")[0] for tree in trees for name in imports(tree)}
+    # matplotlib when something is drawn
+    assert used - sys.stdlib_module_names == {"numpy", "matplotlib", "tmpdiff_bench"}
+
+
 @pytest.mark.parametrize("module", LEAN)
 def test_import_is_lean(module: str) -> None:
     program = f"import sys, {module}; print(*sorted(sys.modules))"

@@ -29,7 +29,12 @@ from tmpdiff_bench.allocators import (
     greedy_forward,
     uniform,
 )
-from tmpdiff_bench.allocators.contract import Allocate, ContractError, check
+from tmpdiff_bench.allocators.contract import (
+    Allocate,
+    ContractError,
+    OracleFailureError,
+    check,
+)
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.plan import PrecisionPlan
 
@@ -201,18 +206,88 @@ def twice_in_the_trace(problem: AllocationProblem) -> Allocation:
     return dataclasses.replace(found, trace=found.trace * 2)
 
 
+def too_dear(problem: AllocationProblem) -> Allocation:
+    with Oracle(problem, "dear", "") as oracle:
+        return oracle.allocation((0,) * problem.steps)
+
+
+def changing(name: str) -> Allocate:
+    """Writes into a part of the problem, past what freezes it."""
+
+    def allocate(problem: AllocationProblem) -> Allocation:
+        found = greedy_forward(problem)
+        array = getattr(problem, name)
+        if array is not None:
+            array.flags.writeable = True
+            array[:] = 0
+        return found
+
+    return allocate
+
+
+def noting_what_is_known(problem: AllocationProblem) -> Allocation:
+    found = greedy_forward(problem)
+    known: Any = problem.known
+    known.update({m.plan: m.error for m in found.trace})
+    return found
+
+
+def frozen_out(problem: AllocationProblem) -> Allocation:
+    problem.step_costs[:] = 0
+    return greedy_forward(problem)
+
+
+ONE_CALL = iter([True])
+
+
+def of_one_call(problem: AllocationProblem) -> Allocation:
+    next(ONE_CALL)
+    return greedy_forward(problem)
+
+
+def replacing(kinds: tuple[type[Exception], ...]) -> Allocate:
+    """Raises its own exception for what the oracle or its checks raised."""
+
+    def allocate(problem: AllocationProblem) -> Allocation:
+        try:
+            return greedy_forward(problem)
+        except kinds as error:
+            raise RuntimeError("it failed") from error
+
+    return allocate
+
+
+def with_a_part_of_it(problem: AllocationProblem) -> Allocation:
+    try:
+        return greedy_forward(problem)
+    except OracleFailureError as error:
+        vars(error)["partial"] = vars(error)["partial"][1:]
+        raise
+
+
 def no_allocation(problem: AllocationProblem) -> Any:
     return problem.plan(problem.cheapest)
 
 
 BROKEN: list[tuple[Any, str]] = [
     (no_allocation, "returned no Allocation"),
-    (over_budget, "over budget"),
+    (over_budget, "plan is over budget: it costs"),
+    (too_dear, "AssertionError: dear chose plan level0.*over budget: it costs .* of at most"),
+    (changing("step_costs"), "changed the problem's step_costs"),
+    (changing("single_errors"), "changed the problem's single_errors"),
+    (changing("gram"), "changed the problem's gram"),
+    (noting_what_is_known, "changed the problem's known"),
+    (frozen_out, "raised ValueError: assignment destination is read-only"),
+    (of_one_call, "raised StopIteration: , though not when first called"),
+    (lambda problem, width: None, "raised TypeError: .*'width'"),
+    (replacing((MeasurementError,)), "an error of nan became RuntimeError: it failed"),
+    (replacing((OracleFailureError,)), "the oracle raised became RuntimeError: it failed"),
+    (with_a_part_of_it, r"not in `partial`.*: that has \d+ of \d+ measurements"),
     (of_other_levels, "plan is not the problem's: unknown level"),
     (changed(cost=lambda f: f.cost * 1.001), "cost is not the plan's"),
     (changed(budget=lambda f: f.budget + 1), "budget is not the problem's"),
     (changed(speedup=lambda f: f.speedup + 0.1), "speedup is not the plan's"),
-    (changed(error=lambda f: f.error / 2 + 1), "error is not the oracle's"),
+    (changed(error=lambda f: f.error / 2 + 1), "error is not the oracle's: .* instead of"),
     (changed(error_source=lambda f: "guessed"), "error's source"),
     (changed(allocator=lambda f: ""), "no name"),
     (changed(citation=lambda f: None), "citation is not BibTeX"),
@@ -224,7 +299,7 @@ BROKEN: list[tuple[Any, str]] = [
     (changed(seconds=lambda f: f.seconds + 60), "seconds are not"),
     (changed(seconds=lambda f: -1.0), "seconds are not"),
     (changed(oracle_seconds=lambda f: f.seconds + 1), "seconds are not"),
-    (changed(evaluations=lambda f: f.evaluations + 1), "evaluations are not"),
+    (changed(evaluations=lambda f: 99), "evaluations are not .*: 99 instead of"),
     (changed(nfe=lambda f: f.nfe - 1), "nfe is not"),
     (changed(plain_nfe=lambda f: f.plain_nfe + 1), "plain_nfe is not"),
     (changed(trace=lambda f: f.trace[:-1]), "trace is not whole"),
@@ -234,14 +309,14 @@ BROKEN: list[tuple[Any, str]] = [
     (twice_in_the_trace, "trace has a plan twice"),
     (without_an_account, "measured twice"),
     (secretive, "measured twice|trace is not whole"),
-    (of_another_mind_each_time, "differs from the first|trace is not whole"),
+    (of_another_mind_each_time, "differs from the first: plan|trace is not whole"),
     (by_absolute_size, "another scale of errors gives another plan"),
     (of_one_unit, "does not scale the predicted_error"),
     (predicting_something_else, "not the sum|does not scale"),
     (sure_of_its_form, "bound is above the optimum"),
     (swallowing, "swallowed|was taken"),
     (credulous, "an error of nan was taken"),
-    (forgetful, "not in `partial`"),
+    (forgetful, "not in `partial` .*: it has none"),
     (measuring_again, "measured again"),
     (spendthrift, "more than the 1 declared"),
     (picky, "declare may_refuse"),
@@ -270,6 +345,12 @@ def test_options_may_be_bound() -> None:
 def test_the_suite_checks_its_own_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         check(uniform, **options)
+
+
+def test_what_is_no_function_is_no_allocator() -> None:
+    name: Any = "bisection"
+    with pytest.raises(UsageError, match=r"'bisection' can't be called.*get_allocator"):
+        check(name)
 
 
 def test_an_inexact_allocator_is_not_exact() -> None:

@@ -18,4 +18,4 @@ def test_the_worked_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
         exec(block, names)
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == "bisection: speedup 2.286"
-    assert max(map(len, shown)) <= 88
+    assert max(map(len, shown)) <= 80

@@ -355,31 +355,6 @@ def test_random_plans_fit_and_waste_nothing(
             assert not task.fits(cost - costs[step, level] + costs[step, dearer] + 1e-9)
 
 
-@pytest.mark.parametrize("steps", [1, 9, 400])
-def test_what_is_printed_fits_a_screen(steps: int) -> None:
-    costs = np.ones((steps, 1)) * [1.0, 0.5]
-    singles = np.zeros((steps, 2))
-    singles[::2, 1] = 1.0
-    text = str(knapsack(additive(costs, 0.75 * steps + 0.5, singles)))
-    assert len(text.splitlines()) <= 14
-    assert max(map(len, text.splitlines())) <= 88
-    assert "knapsack: speedup" in text
-
-
-def test_pictures_show_what_was_decided() -> None:
-    singles = np.zeros((8, 2))
-    singles[:, 1] = [8, 1, 1, 1, 1, 1, 1, 9]
-    task = additive(np.ones((8, 1)) * [1.0, 0.5], 5.0, singles)
-    found = bisection(task)
-    leaves = [i for i in found.intervals if i.decision != "split"]
-    assert sorted(s for i in leaves for s in i.steps) == list(range(8))
-    low = {s for i in leaves if i.decision == "low" for s in i.steps}
-    assert low <= {s for s, level in enumerate(found.plan) if level == "b"}
-    [axes] = found.plot().axes
-    assert len(axes.patches) == len(found.intervals)
-    assert random_search(task).plot().axes[0].get_xlabel() == "evaluations"
-
-
 def test_citations_are_bibtex() -> None:
     task = problem(single_errors=SINGLES, gram=np.eye(4))
     for allocate in ALLOCATORS.values():

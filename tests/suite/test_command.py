@@ -100,7 +100,7 @@ def strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     [
         ("NUMBER", "has no function 'NUMBER'"),
         ("greedy_liar", "breaks the contract of allocators: evaluations are not"),
-        ("broken", "failed the contract check: RuntimeError: two lines"),
+        ("broken", "breaks the contract of allocators: it raised RuntimeError: two lines"),
     ],
 )
 def test_strangers_are_checked_first(strangers: str, function: str, message: str) -> None:

@@ -1,8 +1,9 @@
 """Allocators: which level shall each denoising step run at, within a budget of cost?
 
-All share one signature, `allocate(problem, *, options) -> Allocation`, and need numpy and scipy.
+All share one signature, `allocate(problem, *, options) -> Allocation`, and need numpy only.
 """
 
+from tmpdiff_bench.allocators import contract
 from tmpdiff_bench.allocators.base import (
     Allocation,
     AllocationProblem,
@@ -10,6 +11,7 @@ from tmpdiff_bench.allocators.base import (
     InfeasibleBudgetError,
     Measurement,
     MeasurementError,
+    regret,
 )
 from tmpdiff_bench.allocators.beam import beam
 from tmpdiff_bench.allocators.bisection import bisection
@@ -39,6 +41,7 @@ __all__ = [
     "Oracle",
     "beam",
     "bisection",
+    "contract",
     "declares",
     "evaluation_bound",
     "evolutionary",
@@ -51,5 +54,6 @@ __all__ = [
     "greedy_forward",
     "knapsack",
     "random_search",
+    "regret",
     "uniform",
 ]

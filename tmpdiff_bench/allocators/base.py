@@ -346,7 +346,7 @@ class Allocation:
         return list(itertools.accumulate(errors, min))
 
     def __str__(self) -> str:
-        """A few lines of at most 88 columns."""
+        """A few lines of at most 80 columns."""
         from tmpdiff_bench.allocators.drawing import summary
 
         return summary(self)
@@ -358,6 +358,15 @@ class Allocation:
         from tmpdiff_bench.allocators.drawing import draw
 
         return draw(self)
+
+
+def regret(error: float, optimum: float) -> float:
+    """How far an error is above the least one, as a share of that; NaN where that is unknown (NaN),
+    or zero and the error is not.
+    """
+    if error == optimum:
+        return 0.0
+    return error / optimum - 1 if optimum > 0 else math.nan
 
 
 class Allocator(Protocol):

@@ -7,19 +7,19 @@ import itertools
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 
 import numpy as np
 
 from tmpdiff_bench.allocators.base import (
     Allocation,
     AllocationProblem,
-    Floats,
     InfeasibleBudgetError,
     Measurement,
     MeasurementError,
 )
+from tmpdiff_bench.allocators.generated import Task, tasks
 from tmpdiff_bench.allocators.options import as_float, seeded, whole
 from tmpdiff_bench.allocators.oracle import declared_by, evaluation_bound
 from tmpdiff_bench.errors import UsageError
@@ -37,70 +37,6 @@ class OracleFailureError(Exception):
     """What the failing oracles of the suite raise."""
 
 
-@dataclass(frozen=True, eq=False)
-class Task:
-    """A generated problem: its kind, its errors, and what its problem is built from."""
-
-    kind: str
-    costs: Floats
-    budget: float
-    error: Callable[[tuple[int, ...]], float]
-    singles: Floats | None
-    gram: Floats | None
-
-    @property
-    def levels(self) -> tuple[str, ...]:
-        return tuple(f"level{index}" for index in range(self.costs.shape[1]))
-
-    def problem(
-        self,
-        error: Callable[[PrecisionPlan], float] | None = None,
-        *,
-        scale: float = 1.0,
-        budget: float | None = None,
-    ) -> AllocationProblem:
-        """Make the problem; `scale` multiplies all errors."""
-        places = {level: index for index, level in enumerate(self.levels)}
-        return AllocationProblem(
-            levels=self.levels,
-            step_costs=self.costs,
-            budget=self.budget if budget is None else budget,
-            error=error or (lambda plan: scale * self.error(tuple(places[name] for name in plan))),
-            single_errors=None if self.singles is None else self.singles * scale,
-            gram=None if self.gram is None else self.gram * scale**2,
-        )
-
-    def summed(self, choice: tuple[int, ...]) -> float:
-        """The sum of single errors, as they are given or measured."""
-        total = []
-        for step, level in enumerate(choice):
-            single = [0] * len(choice)
-            single[step] = level
-            known = self.singles
-            total.append(self.error(tuple(single)) if known is None else known[step, level])
-        return math.fsum(total)
-
-    def superposed(self, choice: tuple[int, ...]) -> float:
-        """The root of s'Gs; for tasks with inner products."""
-        assert self.gram is not None
-        rows = [(level - 1) * len(choice) + step for step, level in enumerate(choice) if level]
-        return math.sqrt(max(float(self.gram[np.ix_(rows, rows)].sum()), 0.0))
-
-    def optimum(self, predict: Callable[[tuple[int, ...]], float] | None = None) -> float:
-        """The least error (or prediction) within the budget, by brute force."""
-        problem, predict = self.problem(), predict or self.error
-        steps, levels = self.costs.shape
-        return min(
-            predict(choice)
-            for choice in itertools.product(range(levels), repeat=steps)
-            if problem.fits(problem.cost(choice))
-        )
-
-    def __str__(self) -> str:
-        steps, levels = self.costs.shape
-        return f"{self.kind} problem, S={steps}, L={levels}, budget {self.budget:.6g}"
-
-
 def check(
     allocate: Allocate,
     *,
@@ -112,15 +48,16 @@ def check(
 
     The problems have 1 to 6 steps and 1 to 4 levels, with errors that add up, whose deviations
     superpose, that are arbitrary, or that are all equal; some come with single errors and inner
-    products. Promised are: a plan of the problem's levels within the budget; its cost, speedup,
-    budget and error as the problem gives them; an account in which every plan is measured once, the
-    trace has what was measured and read, and evaluations, NFE and seconds are those of the trace;
-    at most the evaluations that it declares; a citation that is BibTeX, or empty; the same result
-    when called again, and with all errors, predictions and bounds multiplied by 4, when errors are;
-    predictions that are what it declares to predict; a `lower_bound` that brute force finds no
-    plan below; `MeasurementError` for NaN, infinite and negative errors; and when the oracle
-    raises, that exception with all that was measured in its `partial`, from which
-    `problem.knowing` goes on without measuring it again.
+    products. Promised are: a problem left as it was; a plan of its levels within the budget; its
+    cost, speedup, budget and error as the problem gives them; an account in which every plan is
+    measured once, the trace has what was measured and read, and evaluations, NFE and seconds are
+    those of the trace; at most the evaluations that it declares; a citation that is BibTeX, or
+    empty; the same result when called again, and with all errors, predictions and bounds multiplied
+    by 4, when errors are; predictions that are what it declares to predict (what is not declared is
+    not looked at, but for its scale); a `lower_bound` that brute force finds no plan below;
+    `MeasurementError` for NaN, infinite and negative errors; and when the oracle raises, that
+    exception with all that was measured in its `partial`, from which `problem.knowing` goes on
+    without measuring it again.
 
     What an allocator `declares` decides what it may leave out: problems without what it `needs`,
     and, with `may_refuse`, those that it raises `InfeasibleBudgetError` for.
@@ -128,8 +65,14 @@ def check(
     `exact`: it must find the optimum of errors that add up, and no worse one for a larger budget.
 
     Raises:
-        ContractError: a promise is broken; the first one that is found.
+        ContractError: a promise is broken, the first one that is found; an exception that should
+            not have been raised is its `__cause__`.
+        UsageError: `allocate` can't be called, or an option can't be used.
     """
+    if not callable(allocate):
+        raise UsageError(
+            f"{allocate!r} can't be called: an allocator is a function (get_allocator finds ours)"
+        )
     problems, generator, solved = whole("problems", problems, 1), seeded(rng), 0
     declared = declared_by(allocate)
     for task in itertools.islice(tasks(generator), problems):
@@ -137,86 +80,78 @@ def check(
         if missing:
             _refusing(allocate, task, missing)
             continue
-        started = time.perf_counter()
+        problem = task.problem()
+        error, started = problem.error, time.perf_counter()
         try:
-            allocation = allocate(task.problem())
-        except InfeasibleBudgetError as error:
+            allocation = allocate(problem)
+        except InfeasibleBudgetError as refusal:
             if not declared.may_refuse:
                 raise ContractError(
                     f"a budget that plans are within was refused: declare may_refuse ({task})"
-                ) from error
+                ) from refusal
             continue
-        except UsageError as error:
+        except UsageError as refusal:
             raise ContractError(
-                f"a problem was refused, with {error}: declare what it needs ({task})"
-            ) from error
+                f"a problem was refused, with {refusal}: mend that, or declare what it needs "
+                f"({task})"
+            ) from refusal
+        except Exception as failure:
+            raise ContractError(f"it raised {_named(failure)} ({task})") from failure
         elapsed = time.perf_counter() - started
         solved += 1
+        _unchanged(task, problem, error)
         _require(isinstance(allocation, Allocation), "it returned no Allocation", task)
         _result(task, allocation, elapsed)
-        for promise in (_account, _repeatable, _scaled, _bounded, _bad_errors, _failing):
-            promise(allocate, task, allocation)
+        promises = [_account, _repeatable, _scaled, _bounded, _bad_errors, _failing]
         if exact and task.kind == "additive":
-            _optimal(allocate, task, allocation)
+            promises.append(_optimal)
+        for promise in promises:
+            try:
+                promise(allocate, task, allocation)
+            except ContractError:
+                raise
+            except Exception as failure:
+                raise ContractError(
+                    f"it raised {_named(failure)}, though not when first called ({task})"
+                ) from failure
     if not solved:
         raise ContractError(f"none of {problems} problems was solved")
     return solved
 
 
-def tasks(rng: np.random.Generator) -> Iterator[Task]:
-    """Problems of all kinds, without end."""
-    for kind in itertools.cycle(("additive", "superposed", "arbitrary", "equal", "unrecorded")):
-        steps, levels = int(rng.integers(1, 7)), int(rng.integers(2, 5))
-        if levels**steps > 800:
-            levels = 2
-        levels = 1 if rng.random() < 0.05 else levels
-        costs = np.sort(rng.uniform(0.2, 1.0, levels))[::-1] * np.ones((steps, 1))
-        if rng.random() < 0.4:
-            costs = costs * rng.uniform(0.5, 2.0, (steps, 1))
-        least, most = costs.min(axis=1).sum(), costs[:, 0].sum()
-        # now and then the ends of the range, which have their own ways of going wrong
-        place = rng.choice([0.0, 1.0, rng.random(), rng.random()])
-        budget = float(least + place * (most - least)) * (1 + 1e-12)
-        singles = rng.gamma(1.0, size=(steps, levels)) * np.arange(levels)
-        if kind == "equal":
-            singles = np.ones((steps, levels)) * (np.arange(levels) > 0)
-        cells = singles[:, 1:].T.ravel()
-        gram = np.outer(cells, cells)
-        if kind == "superposed":
-            vectors = rng.normal(size=(len(cells), 4)) * cells[:, None]
-            gram = vectors @ vectors.T
-            singles[:, 1:] = np.sqrt(np.diag(gram)).reshape(levels - 1, steps).T
-        key = int(rng.integers(2**31))
-
-        def error(
-            choice: tuple[int, ...],
-            kind: str = kind,
-            singles: Floats = singles,
-            gram: Floats = gram,
-            key: int = key,
-        ) -> float:
-            if kind == "superposed":
-                low = [i for i, level in enumerate(choice) if level]
-                rows = [(choice[i] - 1) * len(choice) + i for i in low]
-                return math.sqrt(max(float(gram[np.ix_(rows, rows)].sum()), 0.0))
-            if kind == "arbitrary" and any(choice):
-                return float(np.random.default_rng([key, *choice]).gamma(1.0))
-            return math.fsum(singles[step, level] for step, level in enumerate(choice))
-
-        recorded = kind in ("additive", "superposed")
-        yield Task(
-            "additive" if kind in ("equal", "unrecorded") else kind,
-            costs,
-            budget,
-            error,
-            singles if recorded else None,
-            gram if recorded else None,
-        )
-
-
 def _require(holds: bool, promise: str, task: Task) -> None:
     if not holds:
         raise ContractError(f"{promise} ({task})")
+
+
+def _equal(found: object, expected: object, promise: str, task: Task) -> None:
+    _require(found == expected, f"{promise}: {found} instead of {expected}", task)
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _twice(plans: Iterable[PrecisionPlan]) -> PrecisionPlan | None:
+    """The first plan that was there before."""
+    seen: set[PrecisionPlan] = set()
+    for plan in plans:
+        if plan in seen:
+            return plan
+        seen.add(plan)
+    return None
+
+
+def _unchanged(
+    task: Task, problem: AllocationProblem, error: Callable[[PrecisionPlan], float]
+) -> None:
+    """Whether the problem is as it was given, past what freezes it."""
+    given = task.problem(error)
+    for name in (f.name for f in fields(problem) if f.init):
+        one, other = getattr(problem, name), getattr(given, name)
+        array = isinstance(one, np.ndarray)
+        same = np.array_equal(one, other) if array else one == other
+        _require(bool(same), f"it changed the problem's {name}", task)
 
 
 def _refusing(allocate: Allocate, task: Task, missing: Sequence[str]) -> None:
@@ -236,12 +171,12 @@ def _result(task: Task, found: Allocation, elapsed: float) -> None:
     except UsageError as error:
         raise ContractError(f"the plan is not the problem's: {error} ({task})") from error
     cost = problem.cost(choice)
-    _require(problem.fits(cost), "the plan is over budget", task)
-    _require(found.cost == cost, "the cost is not the plan's", task)
-    _require(found.budget == problem.budget, "the budget is not the problem's", task)
-    _require(found.speedup == problem.speedup(cost), "the speedup is not the plan's", task)
-    _require(found.error == task.error(choice), "the error is not the oracle's", task)
-    _require(found.error_source == "measured", "the error's source is not the oracle's", task)
+    _require(problem.fits(cost), f"the plan is over budget: it costs {cost:.6g}", task)
+    _equal(found.cost, cost, "the cost is not the plan's", task)
+    _equal(found.budget, problem.budget, "the budget is not the problem's", task)
+    _equal(found.speedup, problem.speedup(cost), "the speedup is not the plan's", task)
+    _equal(found.error, task.error(choice), "the error is not the oracle's", task)
+    _equal(found.error_source, "measured", "the error's source is not the oracle's", task)
     _require(isinstance(found.allocator, str) and found.allocator != "", "it has no name", task)
     _require(_is_bibtex(found.citation), "the citation is not BibTeX, and not empty", task)
     for name in ("predicted_error", "lower_bound"):
@@ -270,18 +205,22 @@ def _account(allocate: Allocate, task: Task, found: Allocation) -> None:
         return problem.error(plan)
 
     again = allocate(task.problem(error))
-    _require(len(asked) == len(set(asked)), "a plan was measured twice", task)
     plans = [m.plan for m in again.trace]
-    _require(len(plans) == len(set(plans)), "the trace has a plan twice", task)
-    measured = [m.plan for m in again.trace if not m.read]
-    _require(sorted(measured, key=str) == sorted(asked, key=str), "the trace is not whole", task)
+    measured = {m.plan for m in again.trace if not m.read}
+    for plan in asked:
+        missing = f"the trace is not whole: plan {plan} was measured and is not in it as such"
+        _require(plan in measured, missing, task)
+    for plan in measured.difference(asked):
+        raise ContractError(f"the trace is not whole: plan {plan} was not measured ({task})")
+    _require(_twice(asked) is None, f"a plan was measured twice: {_twice(asked)}", task)
+    _require(_twice(plans) is None, f"the trace has a plan twice: {_twice(plans)}", task)
     for m in found.trace:
         _require(_is_true(task, m), f"the trace is wrong of plan {m.plan}", task)
-    _require(again.evaluations == len(plans), "evaluations are not those of the trace", task)
+    _equal(again.evaluations, len(plans), "evaluations are not those of the trace", task)
     reference = problem.plan((0,) * problem.steps)
     every = [reference, *plans]
-    _require(again.nfe == problem.nfe(every), "nfe is not that of the trace", task)
-    _require(again.plain_nfe == problem.plain_nfe(every), "plain_nfe is not the trace's", task)
+    _equal(again.nfe, problem.nfe(every), "nfe is not that of the trace", task)
+    _equal(again.plain_nfe, problem.plain_nfe(every), "plain_nfe is not the trace's", task)
     _require(found.plan in {m.plan for m in found.trace}, "the plan was not measured", task)
     bound = evaluation_bound(allocate, *task.costs.shape)
     _require(
@@ -306,9 +245,10 @@ def _is_true(task: Task, m: Measurement) -> bool:
 
 
 def _repeatable(allocate: Allocate, task: Task, found: Allocation) -> None:
-    again = allocate(task.problem())
+    again, differs = allocate(task.problem()), "a second call differs from the first"
+    _require(again.plan == found.plan, f"{differs}: plan {again.plan} after {found.plan}", task)
     same = [m.plan for m in again.trace] == [m.plan for m in found.trace]
-    _require(again.plan == found.plan and same, "a second call differs from the first", task)
+    _require(same, f"{differs}: other plans are in its trace, or in another order", task)
 
 
 def _scaled(allocate: Allocate, task: Task, found: Allocation) -> None:
@@ -352,6 +292,10 @@ def _bad_errors(allocate: Allocate, task: Task, found: Allocation) -> None:
             allocate(task.problem(functools.partial(_constant, bad)))
         except MeasurementError:
             continue
+        except Exception as failure:
+            raise ContractError(
+                f"an error of {bad} became {_named(failure)}, not a MeasurementError ({task})"
+            ) from failure
         raise ContractError(f"an error of {bad} was taken ({task})")
 
 
@@ -376,8 +320,12 @@ def _failing(allocate: Allocate, task: Task, found: Allocation) -> None:
         allocate(task.problem(error))
     except OracleFailureError as failure:
         partial = getattr(failure, "partial", None)
-        if partial is None or sum(not m.read for m in partial) != fails_at:
-            raise ContractError(f"what was paid for is not in `partial` ({task})") from failure
+        kept = None if partial is None else sum(not m.read for m in partial)
+        if partial is None or kept != fails_at:
+            has = "it has none" if kept is None else f"that has {kept} of {fails_at} measurements"
+            raise ContractError(
+                f"what was paid for is not in `partial` of what the oracle raised: {has} ({task})"
+            ) from failure
         asked: list[PrecisionPlan] = []
 
         def counted(plan: PrecisionPlan) -> float:
@@ -385,9 +333,15 @@ def _failing(allocate: Allocate, task: Task, found: Allocation) -> None:
             return problem.error(plan)
 
         resumed = allocate(task.problem(counted).knowing(partial))
-        _require(len(asked) == calls - fails_at, "what was known was measured again", task)
+        again = "what was known was measured again: measurements made"
+        _equal(len(asked), calls - fails_at, again, task)
         _require(resumed.plan == found.plan, "going on gives another plan", task)
         return
+    except Exception as failure:
+        raise ContractError(
+            f"what the oracle raised became {_named(failure)}: let it pass, with its `partial` "
+            f"({task})"
+        ) from failure
     raise ContractError(f"an exception of the oracle was swallowed ({task})")
 
 

@@ -13,9 +13,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_WIDTH, _PLAN_LINES = 88, 4
+_WIDTH, _PLAN_LINES = 80, 4
+_ROW, _HEAD, _AROUND = 0.34, 0.45, 0.75  # inches: a row of intervals, a level's title, the rest
+_STEP, _CHARACTER, _BESIDE = 0.13, 0.055, 1.9  # inches: a step at least, what is written into it
+_NARROWEST, _WIDEST = 6.4, 14.0
 # Okabe and Ito's colours, told apart under every common colour blindness
 _COLOURS = {"low": "#0072B2", "split": "#BBBBBB", "refused": "#D55E00", "open": "#F0E442"}
+_MEANING = {
+    "low": "low: all steps taken",
+    "split": "split",
+    "refused": "refused: none taken",
+    "open": "open: some taken",
+}
 
 
 def summary(allocation: Allocation) -> str:
@@ -49,22 +58,32 @@ def draw(allocation: Allocation) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    head = f"{allocation.allocator}: speedup {allocation.speedup:.4g}, error {allocation.error:.4g}"
+    figure.suptitle(head, fontsize=10)
     if not allocation.intervals:
         _progress(figure.subplots(), allocation)
         return figure
-    names = list(dict.fromkeys(interval.level for interval in allocation.intervals))
-    axes = figure.subplots(len(names), 1, squeeze=False, sharex=True)[:, 0]
-    for ax, level in zip(axes, names, strict=True):
-        _tree(ax, [i for i in allocation.intervals if i.level == level], len(allocation.plan))
-        ax.set_title(f"steps at {level}", fontsize=9)
+    trees: dict[str, list[Interval]] = {}
+    for interval in allocation.intervals:
+        trees.setdefault(interval.level, []).append(interval)
+    rows = [max(i.depth for i in tree) + 1 for tree in trees.values()]
+    width = min(max(_BESIDE + _STEP * len(allocation.plan), _NARROWEST), _WIDEST)
+    figure.set_size_inches(width, _AROUND + sum(_HEAD + _ROW * count for count in rows))
+    axes = figure.subplots(len(trees), 1, squeeze=False, sharex=True, height_ratios=rows)[:, 0]
+    for ax, (level, tree) in zip(axes, trees.items(), strict=True):
+        _tree(ax, tree, len(allocation.plan), width - _BESIDE)
+        ax.set_title(f"intervals at {level}; in them, where there is room, their error", fontsize=8)
     axes[-1].set_xlabel("step")
-    figure.set_size_inches(6.4, 1.0 + 2.2 * len(names))
     return figure
 
 
-def _tree(ax: Axes, intervals: list[Interval], steps: int) -> None:
-    """Bars span an interval's steps, one row per depth; a dashed edge was not measured itself."""
+def _tree(ax: Axes, intervals: list[Interval], steps: int, width: float) -> None:
+    """Bars span an interval's steps, one row per depth; a dashed edge was not measured itself.
+
+    `width`: inches of all steps.
+    """
     from matplotlib.patches import Patch, Rectangle
+    from matplotlib.ticker import MaxNLocator
 
     for interval in intervals:
         for first, last in _runs(interval.steps):
@@ -79,24 +98,27 @@ def _tree(ax: Axes, intervals: list[Interval], steps: int) -> None:
                     linewidth=0.8,
                 )
             )
-        if len(interval.steps) * 24 > steps:
-            middle = (interval.steps[0] + interval.steps[-1]) / 2
-            colour = "white" if interval.decision == "low" else "#222222"
+        first, last = max(_runs(interval.steps), key=lambda run: run[1] - run[0])
+        text = f"{interval.error:.2g}"
+        if len(text) * _CHARACTER <= (last - first + 0.92) / (steps + 0.2) * width:
             ax.text(
-                middle,
+                (first + last) / 2,
                 interval.depth,
-                f"{interval.error:.2g}",
+                text,
                 ha="center",
                 va="center",
                 fontsize=6,
-                color=colour,
+                color="white" if interval.decision == "low" else "#222222",
             )
-    depths = sorted({interval.depth for interval in intervals})
-    ax.set(xlim=(-0.6, steps - 0.4), ylim=(depths[-1] + 0.6, -0.6), yticks=depths, ylabel="splits")
+    last_row = max(interval.depth for interval in intervals)
+    ax.set(xlim=(-0.6, steps - 0.4), ylim=(last_row + 0.6, -0.6), ylabel="splits")
+    ax.set_yticks(range(last_row + 1))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     shown = [d for d in _COLOURS if any(i.decision == d for i in intervals)]
-    keys = [Patch(facecolor=_COLOURS[d], edgecolor="#222222", label=d) for d in shown]
-    keys.append(Patch(facecolor="white", edgecolor="#222222", ls="--", label="by difference"))
-    ax.legend(handles=keys, fontsize=6, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    keys = [Patch(facecolor=_COLOURS[d], edgecolor="#222222", label=_MEANING[d]) for d in shown]
+    if not all(i.measured for i in intervals):
+        keys.append(Patch(facecolor="white", edgecolor="#222222", ls="--", label="by difference"))
+    ax.legend(handles=keys, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
 
 
 def _runs(steps: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -112,9 +134,15 @@ def _runs(steps: tuple[int, ...]) -> list[tuple[int, int]]:
 
 def _progress(ax: Axes, allocation: Allocation) -> None:
     """Least error within the budget after each evaluation."""
+    from matplotlib.ticker import MaxNLocator
+
     best = allocation.best_so_far()
     known = [(n, error) for n, error in enumerate(best, 1) if math.isfinite(error)]
     ax.step(*zip(*known, strict=True), where="post", color="#0072B2", marker="o", ms=3)
-    ax.set(xlabel="evaluations", ylabel="least error within budget", title=allocation.allocator)
+    if known[0][0] > 1:
+        ax.axvspan(0, known[0][0], color="#EEEEEE", label="no plan within the budget yet")
+        ax.legend(fontsize=7, loc="upper left", frameon=False)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    ax.set(xlabel="evaluations", ylabel="least error within the budget")
     ax.set_xlim(0, allocation.evaluations + 1)
     ax.set_ylim(bottom=0)

@@ -15,10 +15,11 @@ def knapsack(problem: AllocationProblem) -> Allocation:
     """Minimise the sum of single errors under the budget: the best plan if errors add up (H3).
 
     The multiple-choice knapsack (Kellerer, Pferschy and Pisinger 2004), solved exactly by lists of
-    undominated partial plans; where these grow too long by `scipy.optimize.milp` (HiGHS), whose
-    optimum `lower_bound` then says how far to trust. Uses the problem's single errors, or measures
-    them, and measures the plan it chose: S(L-1) + 1 evaluations. If a single plan within the budget
-    measured less than the plan chosen, that is returned: errors did not add up.
+    undominated partial plans. Where these grow too long (hundreds of steps whose costs all differ)
+    they are cut short, and `lower_bound` says what that may have missed. Uses the problem's single
+    errors, or measures them, and measures the plan it chose: S(L-1) + 1 evaluations. If a single
+    plan within the budget measured less than the plan chosen, that is returned: errors did not add
+    up.
     """
     with Oracle(problem, "knapsack", KNAPSACK) as oracle:
         if problem.fits(problem.reference_cost):

@@ -13,10 +13,6 @@ from tmpdiff_bench.allocators.base import COST_TOLERANCE, AllocationProblem, Cho
 
 _MAX_STATES = 3_000_000  # partial plans held in all: some seconds
 _SLACK = 1e-12  # relative: sums in another order differ by less
-# HiGHS compares to absolute tolerances of 1e-6 to 1e-7; with budget and errors of this size they
-# are far below the library's own
-_SCALE = 1e5
-_MAX_NODES = 1_000
 
 
 def cheapest_choice(
@@ -29,24 +25,21 @@ def cheapest_choice(
 
     Exact whatever the range of costs and errors, by lists of undominated partial plans (Nemhauser
     and Ullmann 1969), cut by the bound of the linear relaxation. Where they outgrow `max_states`,
-    HiGHS (`scipy.optimize.milp`) takes over, and the bound is that of the relaxation.
+    every list is cut down to the partial plans of least bound, over all and per stretch of cost;
+    the least bound of those cut off then bounds the optimum.
     """
     hulls = [_hull(row, cost) for row, cost in zip(errors, problem.step_costs, strict=True)]
     limit = problem.budget + COST_TOLERANCE * abs(problem.budget)
     order = np.argsort([-hull[0, 0] + hull[-1, 0] for hull in hulls], kind="stable")
-    choice, least = (
-        _filled(problem, hulls),
-        float(_Fronts(hulls).after(0).least(np.array([limit]))[0]),
-    )
+    choice = _filled(problem, hulls)
+    least = float(_Fronts(hulls).after(0).least(np.array([limit]))[0])
     total = _sum(errors, choice)
     if total <= least:
         return choice, total, total
-    found, proven = _listed(errors, problem.step_costs, hulls, order, limit, total, max_states)
-    if not proven:
-        found = _milp(problem, errors)
+    found, cut_off = _listed(errors, problem.step_costs, hulls, order, limit, total, max_states)
     if found is not None and problem.fits(problem.cost(found)) and _sum(errors, found) < total:
         choice, total = found, _sum(errors, found)
-    return choice, total, total if proven else max(min(least, total), 0.0)
+    return choice, total, max(min(cut_off, total), min(least, total), 0.0)
 
 
 def _sum(errors: Floats, choice: Choice) -> float:
@@ -133,12 +126,14 @@ def _listed(
     limit: float,
     below: float,
     max_states: int,
-) -> tuple[Choice | None, bool]:
-    """Lists of undominated partial plans over the steps in `order`; None if none is below `below`,
-    and whether the lists were kept short enough to be sure.
+) -> tuple[Choice | None, float]:
+    """Lists of undominated partial plans over the steps in `order`: their best plan, None if none
+    is below `below`; and a bound of those cut off, infinite where none was.
+
+    A list may take a quarter of what is left of `max_states`, or its even share of all.
     """
     fronts = _Fronts([hulls[step] for step in order])
-    cost, error, history, held = np.zeros(1), np.zeros(1), [], 0
+    cost, error, history, held, cut_off = np.zeros(1), np.zeros(1), [], 0, math.inf
     for number, step in enumerate(order):
         levels = np.flatnonzero(np.isfinite(errors[step]))
         all_costs = np.add.outer(costs[step, levels], cost).ravel()
@@ -151,45 +146,33 @@ def _listed(
             front = fronts.after(number + 1)
             room = limit * (1 + _SLACK) - all_costs[keep]
             bound = all_errors[keep] + front.least(room)
-            keep = keep[(room >= front.costs[0] * (1 - _SLACK)) & (bound <= below * (1 + _SLACK))]
+            open_ = (room >= front.costs[0] * (1 - _SLACK)) & (bound <= below * (1 + _SLACK))
+            keep, bound = keep[open_], bound[open_]
+            width = max((max_states - held) // 4, max_states // len(order), 1)
+            if len(keep) > width:
+                kept = _spread(bound, width)
+                cut_off = min(cut_off, float(bound[~kept].min()) * (1 - _SLACK))
+                keep = keep[kept]
         else:
             keep = keep[all_costs[keep] <= limit]
         held += len(keep)
         if not len(keep):
-            return None, True
-        if held > max_states:
-            return None, False
+            return None, cut_off
         history.append((keep % len(cost), levels[keep // len(cost)]))
         cost, error = all_costs[keep], all_errors[keep]
     place, choice = int(error.argmin()), np.zeros(len(order), dtype=np.int64)
     for step, (parents, taken) in zip(order[::-1], reversed(history), strict=True):
         choice[step], place = taken[place], parents[place]
-    return tuple(choice.tolist()), True
+    return tuple(choice.tolist()), cut_off
 
 
-def _milp(problem: AllocationProblem, errors: Floats) -> Choice | None:
-    """The optimum as HiGHS finds it, to its tolerances; None where it finds none."""
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import csr_array
-
-    steps, levels = errors.shape
-    allowed = np.isfinite(errors)
-    size = float(errors.max(where=allowed, initial=0.0)) or 1.0
-    unit = (problem.budget or float(problem.step_costs.max()) or 1.0) / _SCALE
-    one_each = csr_array(
-        (np.ones(steps * levels), (np.repeat(np.arange(steps), levels), np.arange(steps * levels)))
-    )
-    row = csr_array((problem.step_costs / unit).reshape(1, -1))
-    result = milp(
-        (np.where(allowed, errors, 0.0) / size * _SCALE).ravel(),
-        integrality=np.ones(steps * levels),
-        bounds=Bounds(0, allowed.ravel().astype(float)),
-        constraints=[
-            LinearConstraint(one_each, 1, 1),
-            LinearConstraint(row, -np.inf, problem.budget / unit),
-        ],
-        options={"mip_rel_gap": 0.0, "node_limit": _MAX_NODES},
-    )
-    if result.x is None:
-        return None
-    return tuple(result.x.reshape(steps, levels).argmax(axis=1).tolist())
+def _spread(bound: Floats, width: int) -> NDArray[np.bool_]:
+    """Mark at most `width` of some partial plans, sorted by cost: half are those of least bound,
+    half the least of as many stretches of cost, for bounds alone favour one end of it.
+    """
+    kept = np.zeros(len(bound), dtype=np.bool_)
+    kept[np.argsort(bound, kind="stable")[: width - width // 2]] = True
+    stretch = np.arange(len(bound)) * (width // 2) // len(bound)
+    by_stretch = np.lexsort((bound, stretch))
+    kept[by_stretch[np.r_[True, np.diff(stretch[by_stretch]) > 0]][: width // 2]] = True
+    return kept

@@ -210,7 +210,10 @@ class Oracle:
         choice = problem.choice(plan) if isinstance(plan, PrecisionPlan) else problem.indices(plan)
         cost = problem.cost(choice)
         if not problem.fits(cost):
-            raise AssertionError(f"{self._name} chose a plan that costs {cost}, over its budget")
+            raise AssertionError(
+                f"{self._name} chose plan {problem.plan(choice)}, over budget: it costs "
+                f"{cost:.6g} of at most {problem.budget:.6g}"
+            )
         error = self(choice)
         reference = PrecisionPlan.uniform(problem.levels[0], problem.steps)
         plans = [reference, *self._found]

@@ -9,7 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from tmpdiff_bench.allocators import Allocation, AllocationProblem, InfeasibleBudgetError
+from tmpdiff_bench.allocators import (
+    Allocation,
+    AllocationProblem,
+    InfeasibleBudgetError,
+    regret,
+)
 from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.suite.measured import Errors
 from tmpdiff_bench.suite.rules import FEWER_STEPS, OURS, Allocate, left_out, running
@@ -65,7 +70,7 @@ class Outcome:
             "seconds": self.seconds,
             "measuring_seconds": self.nfe * seconds_per_nfe if ran else math.nan,
             "optimum_error": optimum,
-            "regret": self.error / optimum - 1 if optimum > 0 else math.nan,
+            "regret": regret(self.error, optimum),
         }
 
 

@@ -52,10 +52,7 @@ def _checked(name: str, allocate: Allocate) -> Allocate:
     try:
         check(allocate)
     except ContractError as error:
-        raise UsageError(f"--allocator {name} breaks the contract of allocators: {error}") from None
-    except Exception as error:  # of the stranger's code, on one of the contract's problems
-        reason = " ".join(str(error).split())
         raise UsageError(
-            f"--allocator {name} failed the contract check: {type(error).__name__}: {reason}"
+            f"--allocator {name} breaks the contract of allocators: {error}"
         ) from error
     return allocate
