@@ -27,6 +27,16 @@ RANDOM_SEARCH = """@article{bergstra2012random,
   year = {2012}
 }"""
 
+MARGINAL = """@article{fox1966discrete,
+  title = {Discrete Optimization Via Marginal Analysis},
+  author = {Bennett Fox},
+  journal = {Management Science},
+  volume = {13},
+  number = {3},
+  pages = {210--216},
+  year = {1966}
+}"""
+
 KNAPSACK = """@book{kellerer2004knapsack,
   title = {Knapsack Problems},
   author = {Hans Kellerer and Ulrich Pferschy and David Pisinger},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tmpdiff_bench.allocators.base import Allocation, AllocationProblem
-from tmpdiff_bench.allocators.citations import TMPDIFF_BENCH
+from tmpdiff_bench.allocators.citations import MARGINAL
 from tmpdiff_bench.allocators.moves import changed, ladder
 from tmpdiff_bench.allocators.oracle import Oracle, declares
 
@@ -13,10 +13,10 @@ def greedy_backward(problem: AllocationProblem) -> Allocation:
     """Raise one step at a time, always the one whose measured error falls most per added cost.
 
     From the cheapest plan, every step's next dearer level that the budget has room for is measured
-    in each round, until there is room for none. Of all plans measured, the best is returned. At
-    most S²(L-1) + 1 evaluations.
+    in each round, until there is room for none. Of all plans measured, the best is returned.
+    Marginal analysis (Fox 1966) on measured errors. At most S²(L-1) + 1 evaluations.
     """
-    with Oracle(problem, "greedy_backward", TMPDIFF_BENCH) as oracle:
+    with Oracle(problem, "greedy_backward", MARGINAL) as oracle:
         ladders = [ladder(problem, step) for step in range(problem.steps)]
         choice = tuple(rungs[-1] for rungs in ladders)
         error = oracle(choice)

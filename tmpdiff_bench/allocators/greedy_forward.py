@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tmpdiff_bench.allocators.base import Allocation, AllocationProblem
-from tmpdiff_bench.allocators.citations import TMPDIFF_BENCH
+from tmpdiff_bench.allocators.citations import MARGINAL
 from tmpdiff_bench.allocators.moves import changed, ladder
 from tmpdiff_bench.allocators.oracle import Oracle, declares
 
@@ -14,10 +14,10 @@ def greedy_forward(problem: AllocationProblem) -> Allocation:
 
     From the reference plan, every step's next cheaper level is measured in each round, until the
     plan is within the budget. Of the plans measured, the best within the budget is returned (the
-    last round may have met a better one than it went on with). The usual greedy of mixed-precision
-    search, over steps. At most S²(L-1) + 1 evaluations.
+    last round may have met a better one than it went on with). Marginal analysis (Fox 1966) on
+    measured errors, as the usual greedy of mixed-precision search, over steps. At most S²(L-1) + 1 evaluations.
     """
-    with Oracle(problem, "greedy_forward", TMPDIFF_BENCH) as oracle:
+    with Oracle(problem, "greedy_forward", MARGINAL) as oracle:
         ladders = [ladder(problem, step) for step in range(problem.steps)]
         choice, error = (0,) * problem.steps, 0.0
         while not problem.fits(problem.cost(choice)):
