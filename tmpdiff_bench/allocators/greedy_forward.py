@@ -15,7 +15,8 @@ def greedy_forward(problem: AllocationProblem) -> Allocation:
     From the reference plan, every step's next cheaper level is measured in each round, until the
     plan is within the budget. Of the plans measured, the best within the budget is returned (the
     last round may have met a better one than it went on with). Marginal analysis (Fox 1966) on
-    measured errors, as the usual greedy of mixed-precision search, over steps. At most S²(L-1) + 1 evaluations.
+    measured errors, as the usual greedy of mixed-precision search, over steps. At most
+    S²(L-1) + 1 evaluations.
     """
     with Oracle(problem, "greedy_forward", MARGINAL) as oracle:
         ladders = [ladder(problem, step) for step in range(problem.steps)]
