@@ -60,7 +60,7 @@ def test_targets_are_between_what_levels_alone_reach(model: str) -> None:
 
 
 def test_every_plan_is_all_that_are_within_a_budget_once() -> None:
-    group = Group("sd3", "scenes-counts", 8)
+    group = Group("sd3", "scenes-attributes", 8)
     two, three = every_plan(group)
     assert not set(two) & set(three)
     listed = {*two, *three}
