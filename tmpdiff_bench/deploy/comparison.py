@@ -7,8 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
@@ -29,9 +28,9 @@ from tmpdiff_bench.plan import PrecisionPlan
 
 @dataclass(frozen=True)
 class Comparison:
-    """`picture`: the reference's image left, the plan's right. `seconds`: medians over `repeats`
-    whole images of the reference and of the plan. `simulated`: the plan's levels whose arithmetic
-    is emulated, so that the plan's time says nothing.
+    """`picture`: the reference's image left, the plan's right, under their titles. `seconds`:
+    medians over `repeats` whole images of the reference and of the plan. `simulated`: the plan's
+    levels whose arithmetic is emulated, so that the plan's time says nothing.
     """
 
     picture: Image.Image
@@ -71,7 +70,9 @@ def compare(
     """
     pipe, both = loaded.pipeline, (PrecisionPlan.uniform(reference, len(plan)), plan)
     stepwise = loaded.stepwise(steps=len(plan), guidance=guidance)
-    options = call_options(stepwise, initial_noise([(prompt, seed)], stepwise.latent_shape))
+    dtype = next(stepwise.denoiser.parameters()).dtype
+    noise = initial_noise([(prompt, seed)], stepwise.latent_shape).to(dtype)
+    options = call_options(stepwise, noise)
     images: list[Tensor] = []
     seconds: tuple[list[float], list[float]] = ([], [])
     apply(pipe, plan, levels=[reference])
@@ -89,7 +90,7 @@ def compare(
         remove(pipe)
     simulated = [name for name in dict.fromkeys(plan) if Level.parse(name).backend == "simulated"]
     return Comparison(
-        picture=to_pil_image(torch.cat(images, dim=3)[0]),
+        picture=side_by_side(*(to_pil_image(image[0]) for image in images)),
         ssim=1 - float(IMAGE_METRICS["one_minus_ssim"](images[1], images[0])[0]),
         seconds=(statistics.median(seconds[0]), statistics.median(seconds[1])),
         repeats=repeats,
@@ -97,8 +98,22 @@ def compare(
     )
 
 
+def side_by_side(reference: Image.Image, plan: Image.Image) -> Image.Image:
+    """Two images of one size under their titles, a gap between them."""
+    width, height = reference.size
+    letters, gap = max(12, height // 32), max(2, width // 64)
+    top = 3 * letters // 2
+    sheet = Image.new("RGB", (2 * width + gap, height + top), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(letters)
+    for left, title, image in ((0, "reference", reference), (width + gap, "plan", plan)):
+        draw.text((left + 2, 0), title, fill="black", font=font)
+        sheet.paste(image, (left, top))
+    return sheet
+
+
 def call_options(stepwise: StepwisePipeline, noise: Tensor) -> dict[str, Any]:
-    """What a family's own `__call__` takes to run as its adapter does, from noise (n, c, h, w).
+    """What a family's own `__call__` takes to run as its adapter does, from noise (n, c, h, w) in
+    the denoiser's dtype.
 
     Without it, flux would ignore guidance where none is distilled into it, and take its size for
     another; PixArt would move to the nearest of the sizes that it was published for.
