@@ -10,7 +10,8 @@ from PIL import Image, ImageOps
 
 from tmpdiff_bench.commands import run
 from tmpdiff_bench.deploy.__main__ import main
-from tmpdiff_bench.deploy.comparison import side_by_side
+from tmpdiff_bench.deploy.comparison import compare, side_by_side
+from tmpdiff_bench.pipelines import load_model
 from tmpdiff_bench.plan import PrecisionPlan
 
 FIRST_LAST = PrecisionPlan.parse("fp32*2 w4a4*3 fp32")
@@ -71,6 +72,25 @@ def test_apply_draws_both_images(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "measured speedup" not in printed
     with Image.open(out) as picture:
         assert picture.size == (2 * 64 + 2, 64 + 18)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "reference", "plan", "emulated"),
+    [
+        ("fp32", "fp32", "fp32 w4a4", ("w4a4",)),
+        ("fp32", "bf16", "fp32*2", ("bf16",)),
+        ("bf16", "bf16", "bf16 fp32", ()),
+    ],
+)
+def test_times_are_a_speedup_only_where_nothing_is_emulated(
+    dtype: str, reference: str, plan: str, emulated: tuple[str, ...]
+) -> None:
+    """Neither in the plan nor in the reference; a model's own dtype is not emulated."""
+    loaded = load_model("sd3", dtype=dtype)
+    chosen = PrecisionPlan.parse(plan)
+    found = compare(loaded, chosen, "a red circle", repeats=1, reference=reference)
+    assert found.simulated == emulated
+    assert ("measured speedup" in str(found)) == (not emulated)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from tqdm import tqdm
 
 from tmpdiff_bench.deploy.pipeline import apply, remove
 from tmpdiff_bench.levels import Level
+from tmpdiff_bench.levels.devices import is_reference
+from tmpdiff_bench.levels.level import SIMULATED
 from tmpdiff_bench.metrics import IMAGE_METRICS
 from tmpdiff_bench.noise import initial_noise
 from tmpdiff_bench.pipelines import (
@@ -29,8 +31,8 @@ from tmpdiff_bench.plan import PrecisionPlan
 @dataclass(frozen=True)
 class Comparison:
     """`picture`: the reference's image left, the plan's right, under their titles. `seconds`:
-    medians over `repeats` whole images of the reference and of the plan. `simulated`: the plan's
-    levels whose arithmetic is emulated, so that the plan's time says nothing.
+    medians over `repeats` whole images of the reference and of the plan. `simulated`: levels of
+    either whose arithmetic is emulated, so that times say nothing.
     """
 
     picture: Image.Image
@@ -45,8 +47,8 @@ class Comparison:
         times = f"{reference:.3f} s an image at the reference, {plan:.3f} s with the plan"
         if self.simulated:
             worth = (
-                f"{', '.join(self.simulated)} simulated: its rounding is exact, its time is "
-                "no speed of any kernel"
+                f"{', '.join(self.simulated)} simulated: exact rounding, but times that are no "
+                "speed of any kernel"
             )
         else:
             worth = f"measured speedup {reference / plan:.3g}x"
@@ -70,7 +72,8 @@ def compare(
     """
     pipe, both = loaded.pipeline, (PrecisionPlan.uniform(reference, len(plan)), plan)
     stepwise = loaded.stepwise(steps=len(plan), guidance=guidance)
-    dtype = next(stepwise.denoiser.parameters()).dtype
+    denoiser = stepwise.denoiser
+    dtype = next(denoiser.parameters()).dtype
     noise = initial_noise([(prompt, seed)], stepwise.latent_shape).to(dtype)
     options = call_options(stepwise, noise)
     images: list[Tensor] = []
@@ -88,13 +91,14 @@ def compare(
                     seconds[side].append(time.perf_counter() - began)
     finally:
         remove(pipe)
-    simulated = [name for name in dict.fromkeys(plan) if Level.parse(name).backend == "simulated"]
+    levels = map(Level.parse, dict.fromkeys((reference, *plan)))
+    emulated = [x for x in levels if x.backend == SIMULATED and not is_reference(x, denoiser)]
     return Comparison(
         picture=side_by_side(*(to_pil_image(image[0]) for image in images)),
         ssim=1 - float(IMAGE_METRICS["one_minus_ssim"](images[1], images[0])[0]),
         seconds=(statistics.median(seconds[0]), statistics.median(seconds[1])),
         repeats=repeats,
-        simulated=tuple(simulated),
+        simulated=tuple(level.name for level in emulated),
     )
 
 
