@@ -35,7 +35,7 @@ from tmpdiff_bench.commands import ArgumentParser, positive_int, run
 from tmpdiff_bench.costs.isolation import MIN_REPEATS, median_cost
 from tmpdiff_bench.costs.measure import measure
 from tmpdiff_bench.costs.report import aligned, measured_text
-from tmpdiff_bench.costs.table import CostTable
+from tmpdiff_bench.costs.table import Cost, CostTable
 from tmpdiff_bench.costs.worker import Subject
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.pipelines import load_model
@@ -194,15 +194,14 @@ def benchmark(title: str, weights: str, images: int, repeats: int) -> dict[str, 
     ]
     header = ("plan", "steps, predicted", "image, predicted", "measured", "95 %", "gap")
     print(aligned([header, *cells]))
-    low, high = whole.interval or (whole.ms, whole.ms)
     print(
         f"\na whole call at the reference (images: {images}): {reference:.0f} ms, {beside:.0f} of "
         f"them beside its steps\n"
         f"picking the level: {1e3 * picking['call, ms']:.1f} us a call of the denoiser and "
         f"{picking['image, ms']:.2f} ms once a run, {share:.2%} of a step\n"
-        f"a switch of levels: {table.switch.ms / step:+.1%} of a step\n"
-        f"a whole call with the reference plan against the untouched pipeline: {whole.ms:+.2%} "
-        f"({low:+.2%} to {high:+.2%})"
+        f"going to another level: {_of(step, table.switch)} of a step\n"
+        f"a whole call with the reference plan against the untouched pipeline: "
+        f"{_of(1.0, whole)}"
     )
     return {
         "model": title,
@@ -220,6 +219,11 @@ def benchmark(title: str, weights: str, images: int, repeats: int) -> dict[str, 
         "picking the level, of a step": share,
         "reference plan against untouched": [whole.ms, whole.interval],
     }
+
+
+def _of(whole: float, part: Cost) -> str:
+    low, high = part.interval or (part.ms, part.ms)
+    return f"{part.ms / whole:+.2%} ({low / whole:+.2%} to {high / whole:+.2%})"
 
 
 def main(argv: Sequence[str]) -> None:
