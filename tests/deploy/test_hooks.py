@@ -1,4 +1,4 @@
-"""Plans beside what users do to denoisers: compile, offload, change weights."""
+"""Plans beside what users do to denoisers: offload, change weights."""
 
 from __future__ import annotations
 
@@ -19,42 +19,6 @@ from tmpdiff_bench.pipelines import quantized_layers
 from tmpdiff_bench.plan import PrecisionPlan
 
 PLAN = PrecisionPlan.parse("fp32 w4a4 w8a8 w4a4")
-
-
-@pytest.mark.parametrize("before", [True, False])
-def test_a_compiled_denoiser_is_compiled_once_a_level(pipe: Any, before: bool) -> None:
-    """Counted by the backend; later images, and other orders of levels, compile nothing."""
-    whole = pipe.transformer
-    pipe.transformer = type(whole).from_config({**whole.config, "num_layers": 1}).eval()
-    deploy.apply(pipe, PLAN)
-    expected = call(pipe)
-    deploy.remove(pipe)
-    original, graphs = pipe.transformer, []
-
-    def backend(graph: Any, _inputs: Any) -> Any:
-        graphs.append(graph)
-        return graph.forward
-
-    torch._dynamo.reset()
-    try:
-        if before:
-            pipe.transformer = torch.compile(original, backend=backend)
-            deploy.apply(pipe, PLAN)
-        else:
-            deploy.apply(pipe, PLAN)
-            pipe.transformer = torch.compile(pipe.transformer, backend=backend)
-        found = call(pipe)
-        first = len(graphs)
-        assert first >= 3
-        assert torch.equal(call(pipe), found)
-        deploy.apply(pipe, PrecisionPlan(PLAN.levels[::-1]))
-        call(pipe)
-        assert len(graphs) == first
-        assert torch.allclose(found, expected, atol=1e-5)
-        deploy.remove(pipe)
-    finally:
-        pipe.transformer = original
-        torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("before", [True, False])

@@ -44,7 +44,7 @@ def test_its_commands_run(
     assert "weights: " in printed[0].err
     assert "SSIM" in printed[2].out
     with Image.open("image.png") as picture:
-        assert picture.size == (128, 64)
+        assert picture.size == (2 * 64 + 2, 64 + 18)
     assert printed[3].out == ",".join(mixed) + "\n"
     assert len(PrecisionPlan.from_json(printed[5].out)) == 8
 

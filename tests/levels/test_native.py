@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.levels import Device, Level, LevelBank, reason_against
+from tmpdiff_bench.levels.devices import is_reference
 from tmpdiff_bench.levels.native import pack, torchao_config, unpack
 
 AMX = Device("cpu", "this CPU", None, frozenset({"bf16", "int8"}))
@@ -133,6 +134,18 @@ def test_bf16_runs_in_bf16(network: nn.Module) -> None:
         x.bfloat16(), first.weight.bfloat16(), first.bias.bfloat16()
     ).float()
     assert torch.equal(bank["native:bf16"].get_submodule("0")(x), expected)
+
+
+@pytest.mark.parametrize("own", ["fp32", "bf16", "fp16"])
+def test_levels_of_the_own_dtype_are_the_denoiser_itself(network: nn.Module, own: str) -> None:
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    network.to(dtypes[own])
+    levels = ("fp32", "bf16", "fp16", "native:bf16", "native:fp16", "w8a16", "w4a4", "native:w8a8")
+    left = {level for level in levels if is_reference(Level.parse(level), network)}
+    assert left == {"fp32", own} | ({f"native:{own}"} if own != "fp32" else set())
+    bank = LevelBank(network, (own, "w4a4"), ("0", "2"))
+    assert bank[own] is network
+    assert set(LevelBank.memory(network, (own, "w4a4"), ("0", "2")).own) == {"w4a4"}
 
 
 def settings() -> dict[str, Any]:

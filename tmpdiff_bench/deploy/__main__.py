@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ from tmpdiff_bench.deploy.formats import FORMATS, export, from_comma
 from tmpdiff_bench.deploy.policy import StepPolicy
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.plan import PrecisionPlan
-from tmpdiff_bench.trajectory.options import EXPERIMENT, add_options, levels, settings
+from tmpdiff_bench.trajectory.options import EXPERIMENT, add_options, given, levels, settings
 
 if TYPE_CHECKING:
     from tmpdiff_bench.allocators import AllocationProblem
@@ -67,6 +69,8 @@ def _allocate(options: argparse.Namespace) -> None:
 
         chosen = settings(options, _RECORDED)
         record_model(options.model, folder=folder, joint=list, **chosen)
+    elif named := [*["--model"] * (options.model is not None), *given(options, _RECORDED)]:
+        raise UsageError(f"{named[0]} has no effect with --recording: leave one of them out")
     problem = _problem(folder, options.costs, options.speedup)
     allocation = allocate(problem)
     options.out.write_text(export(allocation.plan, "json"), encoding="utf-8")
@@ -97,13 +101,18 @@ def _of_costs(costs: str) -> str:
 def _apply(options: argparse.Namespace) -> None:
     plan = _read_plan(options.plan)
     _writable(options.out)
+    _is_picture(options.out)
     if options.prompt.strip() == "":
         raise UsageError("--prompt is empty")
     from tmpdiff_bench.deploy.comparison import compare
     from tmpdiff_bench.pipelines import load_model
 
     loaded = load_model(
-        options.model, weights=options.weights, revision=options.revision, device=options.device
+        options.model,
+        weights=options.weights,
+        revision=options.revision,
+        device=options.device,
+        dtype=options.dtype,
     )
     found = compare(
         loaded,
@@ -133,6 +142,8 @@ def _export(options: argparse.Namespace) -> None:
             plan = _projected(plan, high, options.recording, options.costs)
         low = sorted(set(plan) - {high})
         print(f"a16 is {high}, native is {' '.join(low) or 'not used'}", file=sys.stderr)
+    elif options.recording is not None:
+        raise UsageError(f"--recording has no effect with --format {options.format}: leave it out")
     text = export(plan, options.format, high=high)
     if options.out is None:
         sys.stdout.write(text)
@@ -163,6 +174,8 @@ def _import(options: argparse.Namespace) -> None:
             )
         high, low = options.levels
         plan = StepPolicy.from_json(text).plan(options.steps, high=high, low=low)
+    elif options.steps is not None or options.levels is not None:
+        raise UsageError("--steps and --levels have no effect on a comma list: leave them out")
     else:
         plan = from_comma(text.strip())
     if options.out is None:
@@ -174,8 +187,9 @@ def _import(options: argparse.Namespace) -> None:
 
 
 def _read_plan(path: Path) -> PrecisionPlan:
+    text = _read(path)
     try:
-        return PrecisionPlan.from_json(_read(path))
+        return PrecisionPlan.from_json(text)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
 
@@ -189,8 +203,22 @@ def _read(path: Path) -> str:
 
 def _writable(path: Path) -> None:
     """Raise `UsageError` now where a file can't be written later, after the work."""
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise UsageError(f"--out {path} is no file in an existing folder")
+    try:
+        if path.is_dir() or (path.exists() and not os.access(path, os.W_OK)):
+            raise UsageError(f"--out {path} is no file that can be written")
+        if not path.exists():
+            with tempfile.TemporaryFile(dir=path.absolute().parent):
+                pass
+    except OSError as error:
+        raise UsageError(f"--out {path} can't be written: {error.strerror}") from error
+
+
+def _is_picture(path: Path) -> None:
+    from PIL import Image
+
+    format = Image.registered_extensions().get(path.suffix.lower())
+    if format not in Image.SAVE:
+        raise UsageError(f"--out {path} has no ending of a picture, such as .png")
 
 
 def _parser() -> ArgumentParser:
@@ -221,6 +249,7 @@ def _parser() -> ArgumentParser:
     apply.add_argument("--weights", default="embedded", help="as of allocate")
     apply.add_argument("--revision", help="branch, tag or commit of a hub id")
     apply.add_argument("--device", default="cpu")
+    apply.add_argument("--dtype", default="fp32", help="as of allocate (default: fp32)")
     apply.add_argument("--guidance", type=finite_float, default=4.0)
     apply.add_argument("--seed", type=seed, default=0)
     apply.add_argument("--repeats", type=positive_int, default=3, help="timed images of each")

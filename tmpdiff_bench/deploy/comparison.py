@@ -7,14 +7,15 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
 from tmpdiff_bench.deploy.pipeline import apply, remove
 from tmpdiff_bench.levels import Level
+from tmpdiff_bench.levels.devices import is_reference
+from tmpdiff_bench.levels.level import SIMULATED
 from tmpdiff_bench.metrics import IMAGE_METRICS
 from tmpdiff_bench.noise import initial_noise
 from tmpdiff_bench.pipelines import (
@@ -29,9 +30,9 @@ from tmpdiff_bench.plan import PrecisionPlan
 
 @dataclass(frozen=True)
 class Comparison:
-    """`picture`: the reference's image left, the plan's right. `seconds`: medians over `repeats`
-    whole images of the reference and of the plan. `simulated`: the plan's levels whose arithmetic
-    is emulated, so that the plan's time says nothing.
+    """`picture`: the reference's image left, the plan's right, under their titles. `seconds`:
+    medians over `repeats` whole images of the reference and of the plan. `simulated`: levels of
+    either whose arithmetic is emulated, so that times say nothing.
     """
 
     picture: Image.Image
@@ -46,8 +47,8 @@ class Comparison:
         times = f"{reference:.3f} s an image at the reference, {plan:.3f} s with the plan"
         if self.simulated:
             worth = (
-                f"{', '.join(self.simulated)} simulated: its rounding is exact, its time is "
-                "no speed of any kernel"
+                f"{', '.join(self.simulated)} simulated: exact rounding, but times that are no "
+                "speed of any kernel"
             )
         else:
             worth = f"measured speedup {reference / plan:.3g}x"
@@ -71,7 +72,10 @@ def compare(
     """
     pipe, both = loaded.pipeline, (PrecisionPlan.uniform(reference, len(plan)), plan)
     stepwise = loaded.stepwise(steps=len(plan), guidance=guidance)
-    options = call_options(stepwise, initial_noise([(prompt, seed)], stepwise.latent_shape))
+    denoiser = stepwise.denoiser
+    dtype = next(denoiser.parameters()).dtype
+    noise = initial_noise([(prompt, seed)], stepwise.latent_shape).to(dtype)
+    options = call_options(stepwise, noise)
     images: list[Tensor] = []
     seconds: tuple[list[float], list[float]] = ([], [])
     apply(pipe, plan, levels=[reference])
@@ -87,18 +91,33 @@ def compare(
                     seconds[side].append(time.perf_counter() - began)
     finally:
         remove(pipe)
-    simulated = [name for name in dict.fromkeys(plan) if Level.parse(name).backend == "simulated"]
+    levels = map(Level.parse, dict.fromkeys((reference, *plan)))
+    emulated = [x for x in levels if x.backend == SIMULATED and not is_reference(x, denoiser)]
     return Comparison(
-        picture=to_pil_image(torch.cat(images, dim=3)[0]),
+        picture=side_by_side(*(to_pil_image(image[0]) for image in images)),
         ssim=1 - float(IMAGE_METRICS["one_minus_ssim"](images[1], images[0])[0]),
         seconds=(statistics.median(seconds[0]), statistics.median(seconds[1])),
         repeats=repeats,
-        simulated=tuple(simulated),
+        simulated=tuple(level.name for level in emulated),
     )
 
 
+def side_by_side(reference: Image.Image, plan: Image.Image) -> Image.Image:
+    """Two images of one size under their titles, a gap between them."""
+    width, height = reference.size
+    letters, gap = max(12, height // 32), max(2, width // 64)
+    top = 3 * letters // 2
+    sheet = Image.new("RGB", (2 * width + gap, height + top), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(letters)
+    for left, title, image in ((0, "reference", reference), (width + gap, "plan", plan)):
+        draw.text((left + 2, 0), title, fill="black", font=font)
+        sheet.paste(image, (left, top))
+    return sheet
+
+
 def call_options(stepwise: StepwisePipeline, noise: Tensor) -> dict[str, Any]:
-    """What a family's own `__call__` takes to run as its adapter does, from noise (n, c, h, w).
+    """What a family's own `__call__` takes to run as its adapter does, from noise (n, c, h, w) in
+    the denoiser's dtype.
 
     Without it, flux would ignore guidance where none is distilled into it, and take its size for
     another; PixArt would move to the nearest of the sizes that it was published for.

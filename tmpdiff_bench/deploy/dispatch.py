@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from tmpdiff_bench.deploy.position import resampled, step_of, steps_of
-from tmpdiff_bench.deploy.twins import HOOKS, changes_nothing, condition, eager, load_again, twin
+from tmpdiff_bench.deploy.twins import HOOKS, condition, eager, load_again, twin
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.levels import LevelBank
+from tmpdiff_bench.levels import Level, LevelBank
+from tmpdiff_bench.levels.devices import is_reference
 from tmpdiff_bench.plan import PrecisionPlan
 
 P = ParamSpec("P")
@@ -24,9 +26,11 @@ _FOR_ALL = {"compile_repeated_blocks", "reset_attention_backend", "set_attention
 _OWN = {*HOOKS, "_compiled_call_impl"}
 
 
-def _uncompiled(method: Callable[P, R]) -> Callable[P, R]:
-    """Not compiled, but what it calls is: the position in the loop is no part of any graph."""
-    found: Callable[P, R] = torch.compiler.disable(method, recursive=False)
+def _uncompiled(method: Callable[P, R], *, below: bool) -> Callable[P, R]:
+    """Not compiled, nor what it calls where `below`: the position in the loop is no part of any
+    graph, and tracing what finds it would take longer than the network.
+    """
+    found: Callable[P, R] = torch.compiler.disable(method, recursive=below)
     return found
 
 
@@ -87,14 +91,14 @@ class PlannedDenoiser(nn.Module):
     def hold(self, levels: Sequence[str]) -> None:
         """Have all levels at hand. Raises `UsageError` for one that cannot be had."""
         missing = [level for level in levels if level not in self._made]
-        new = [level for level in missing if not changes_nothing(level, self._source)]
+        new = [level for level in missing if not is_reference(Level.parse(level), self._source)]
         if new:
             layers = self._layers(self._source)
             print(LevelBank.memory(self._source, new, layers), file=sys.stderr)
         self._made.update({level: self._make(level) for level in missing})
 
     def _make(self, level: str) -> nn.Module:
-        if changes_nothing(level, self._source):
+        if is_reference(Level.parse(level), self._source):
             return self.original
         return twin(self.original, level, self._layers(self._source)).train(self.training)
 
@@ -102,15 +106,18 @@ class PlannedDenoiser(nn.Module):
     def _twins(self) -> list[nn.Module]:
         return [module for module in self._made.values() if module is not self.original]
 
-    @_uncompiled
+    @partial(_uncompiled, below=False)
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the denoiser gives, at the level of the present step."""
+        present = self._present(kwargs.get("timestep", args[1] if len(args) > 1 else None))
+        return present(*args, **kwargs)
+
+    @partial(_uncompiled, below=True)
+    def _present(self, seen: Tensor | float | None) -> nn.Module:
         scheduler = self._pipeline.scheduler
         if scheduler.timesteps is not self._timesteps:
             self._begin(scheduler)
-        seen: Tensor | float | None = kwargs.get("timestep", args[1] if len(args) > 1 else None)
-        level = self._now[step_of(scheduler, seen)]
-        return self._made[level](*args, **kwargs)
+        return self._made[self._now[step_of(scheduler, seen)]]
 
     def _begin(self, scheduler: Any) -> None:
         """Prepare for a run: schedulers make their timesteps anew for each."""

@@ -34,7 +34,8 @@ _FIELDS = {*_FIXED, "first_steps", "last_steps", "overlap", "reasoner"}
 class StepPolicy:
     """The first `first` and the last `last` steps run high, all others low.
 
-    `overlap` is the mode of steps that are both. `reasoner` is the mode of the text path that
+    `overlap` is the mode of steps that are both; SGLang and TensorRT-LLM take `a16` only, which is
+    what plans are written with. `reasoner` is the mode of the text path that
     Cosmos models run besides; plans do not speak of it. Engines keep a run of a single step low,
     whatever the counts.
 

@@ -19,20 +19,12 @@ from tmpdiff_bench.levels import Level, LevelBank
 # and its own references lead to other models: a copy must not follow them.
 HOOKS = ("forward", "_old_forward", "_hf_hook", "_diffusers_hook")
 _ADAPTER = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")
-_DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 def eager(denoiser: nn.Module) -> nn.Module:
     """The module itself where `torch.compile` has wrapped it."""
     inner: nn.Module = getattr(denoiser, "_orig_mod", denoiser)
     return inner
-
-
-def changes_nothing(level: str, denoiser: nn.Module) -> bool:
-    """Whether the denoiser is at the level already: its own dtype rounds nothing more."""
-    parsed = Level.parse(level)
-    dtype = next(p.dtype for p in denoiser.parameters() if p.is_floating_point())
-    return parsed.is_plain or parsed.base == _DTYPES.get(dtype)
 
 
 def twin(denoiser: nn.Module, level: str, quantized: Sequence[str]) -> nn.Module:

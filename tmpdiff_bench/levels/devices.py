@@ -62,8 +62,11 @@ _OWN = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 def is_reference(level: Level, denoiser: nn.Module) -> bool:
-    """Whether a level leaves a denoiser as it is: `fp32`, or the dtype that it is in."""
-    return level.is_plain or level.name == _OWN.get(next(denoiser.parameters()).dtype)
+    """Whether a level leaves a denoiser as it is: `fp32`, or the dtype that it is in, simulated or
+    native.
+    """
+    dtype = next(p.dtype for p in denoiser.parameters() if p.is_floating_point())
+    return level.is_plain or level.base == _OWN.get(dtype)
 
 
 def check_runs(level: Level, denoiser: nn.Module) -> None:
