@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,6 +63,20 @@ def test_absent_weights_name_both_ways_out(family: str, weights: str) -> None:
         load_model(family, weights=weights)
     assert "--weights embedded" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_diffusers_says_of_an_absent_hub_is_not_said_besides() -> None:
+    handler = BufferingHandler(100)
+    logger = logging.getLogger("diffusers")
+    before = logger.level
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(UsageError):
+            load_model("sd3", weights="no/such-repository")
+    finally:
+        logger.removeHandler(handler)
+    assert handler.buffer == []
+    assert logger.level == before
 
 
 def test_other_folders_are_refused(tmp_path: Path) -> None:

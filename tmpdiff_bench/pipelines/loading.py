@@ -177,6 +177,8 @@ def _from_hub(model: str, weights: str, revision: str | None) -> Path:
             f"the embedded weights of {model} are not in this installation: reinstall the package, "
             f"or train them with `python -m tmpdiff_bench.zoo train --model {model}`"
         )
+    verbosity = diffusers.logging.get_verbosity()
+    diffusers.logging.set_verbosity_error()  # it warns of a hub out of reach; one line is ours
     try:
         return Path(DiffusionPipeline.download(weights, revision=revision, use_safetensors=True))
     except (OSError, ValueError, HFValidationError, HfHubHTTPError) as error:
@@ -186,6 +188,8 @@ def _from_hub(model: str, weights: str, revision: str | None) -> Path:
             f"({reason}); name a folder that `save_pretrained` wrote, a hub id that you can reach "
             f"(with `hf auth login` where it is gated), or use --weights {EMBEDDED}"
         ) from error
+    finally:
+        diffusers.logging.set_verbosity(verbosity)
 
 
 def _check_family(folder: Path, model: str) -> None:
