@@ -36,7 +36,10 @@ from tmpdiff_bench.errors import UsageError
 
 MODELS = ("sdxl", "sd3", "flux", "pixart")  # those that take longest first
 # In the build, and of no use in reports/: what models gave, to be resumed from.
-NOT_PUBLISHED = ("recording", "cells", "every-plan", "live-allocations", "suite-parts", "logs")
+NOT_PUBLISHED = (
+    *("recording", "cells", "every-plan", "live-allocations", "suite-parts", "logs"),
+    "pictures.safetensors",
+)
 # Made by other commands or by hand.
 KEPT = ("README.md", "benchmarks")
 # Of a job: as many jobs run at once as there are cores, and last bits depend on threads.

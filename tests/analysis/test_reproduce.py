@@ -32,9 +32,18 @@ def test_collect_gathers_what_is_there_and_names_the_gaps(
     assert "not run: additivity" not in said
 
 
+PICTURES = "suite-v1/pictures.safetensors"
+
+
 def test_publishing_replaces_what_was_generated_only(tmp_path: Path) -> None:
     built, reports = tmp_path / "built", tmp_path / "reports"
-    for name in ("tables/new.csv", "additivity/sd3/recording/x", "suite-v1/cells/y", ".old.tmp"):
+    for name in (
+        "tables/new.csv",
+        "additivity/sd3/recording/x",
+        "suite-v1/cells/y",
+        ".old.tmp",
+        PICTURES,
+    ):
         (built / name).parent.mkdir(parents=True, exist_ok=True)
         (built / name).write_text("new")
     for name in ("README.md", "benchmarks/engine.json", "tables/old.csv", "old.png"):

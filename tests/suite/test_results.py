@@ -43,6 +43,13 @@ def test_every_chosen_plan_has_pictures(toy_results: SuiteResults) -> None:
         assert toy_results.pictures[name].shape == (2, 64, 64, 3)
 
 
+def test_pictures_may_be_left_out(toy_results: SuiteResults, folder: Path) -> None:
+    (folder / "pictures.safetensors").unlink()
+    found = load_results(folder)
+    assert found.pictures == {}
+    assert len(found.scores) == len(toy_results.scores)
+
+
 def test_datasets_reads_the_tables(folder: Path) -> None:
     from datasets import load_dataset
 
@@ -69,6 +76,10 @@ def damage(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
         (damage(lambda m: m.pop("files")), "no whole results"),
         (damage(lambda m: m["files"].update({"../x": "0"})), "no plain file"),
         (lambda f: (f / "scores.parquet").write_bytes(b"x"), "is damaged"),
+        (
+            lambda f: (f / "pictures.safetensors").write_bytes(b"x"),
+            "pictures.safetensors is damaged",
+        ),
         (lambda f: (f / "drift.parquet").unlink(), "drift.parquet can't be read"),
     ],
 )

@@ -97,20 +97,23 @@ def picture_name(model: str, prompt_set: str, steps: int, plan: str) -> str:
 
 
 def load_results(folder: Path | str) -> SuiteResults:
-    """Read the results of a run.
+    """Read the results of a run. The pictures, by far the largest file, may have been left out of
+    the folder; then there are none.
 
     Raises:
-        UsageError: there are none, they are of another version of the suite, or a file is missing,
-            outside the folder, or not the one that the manifest has the digest of.
+        UsageError: there are none, they are of another version of the suite, or another file is
+            missing, outside the folder, or not the one that the manifest has the digest of.
     """
     folder = Path(folder)
     manifest = _read_manifest(folder)
     try:
         contents = {
-            name: read_verified(folder, name, sha) for name, sha in manifest["files"].items()
+            name: read_verified(folder, name, sha)
+            for name, sha in manifest["files"].items()
+            if name != _PICTURES or (folder / name).exists()
         }
         tables = {n: pd.read_parquet(io.BytesIO(contents[f"{n}.parquet"])) for n in COLUMNS}
-        pictures = load(contents[_PICTURES])
+        pictures = load(contents[_PICTURES]) if _PICTURES in contents else {}
         for name, columns in COLUMNS.items():
             if tuple(tables[name].columns) != columns:
                 raise UsageError(f"{folder / name}.parquet has other columns than {columns}")
