@@ -35,11 +35,8 @@ from tmpdiff_bench.commands import ArgumentParser, run
 from tmpdiff_bench.errors import UsageError
 
 MODELS = ("sdxl", "sd3", "flux", "pixart")  # those that take longest first
-# In the build, and of no use in reports/: what models gave, to be resumed from.
-NOT_PUBLISHED = (
-    *("recording", "cells", "every-plan", "live-allocations", "suite-parts", "logs"),
-    "pictures.safetensors",
-)
+# In the build, and too large for reports/: what models gave, to be resumed from.
+NOT_PUBLISHED = ("recording", "cells", "pictures.safetensors", "suite-parts", "logs")
 # Made by other commands or by hand.
 KEPT = ("README.md", "benchmarks")
 # Of a job: as many jobs run at once as there are cores, and last bits depend on threads.
