@@ -34,7 +34,6 @@ from analysis.registry import SCRIPTS, TABLES
 from tmpdiff_bench.commands import ArgumentParser, run
 from tmpdiff_bench.errors import UsageError
 
-MODELS = ("sdxl", "sd3", "flux", "pixart")  # those that take longest first
 # In the build, and too large for reports/: what models gave, to be resumed from.
 NOT_PUBLISHED = ("recording", "cells", "pictures.safetensors", "suite-parts", "logs")
 # Made by other commands or by hand.
@@ -80,14 +79,20 @@ def suite_part(model: str, options: str = "") -> Job:
 
 # Jobs of a stage need nothing of one another, and all of the stage before.
 FULL = (
-    (
-        *(suite_part(model) for model in MODELS),
+    (  # about in the order of their time, longest first, so that no core waits long at the end
+        suite_part("sdxl"),
+        additivity("sdxl"),
+        suite_part("sd3"),
         Job(
             "analysis.live_allocations --out {out}/live-allocations",
             "live-allocations/speedup-2.5.json",
         ),
-        *(additivity(model) for model in MODELS),
+        additivity("sd3"),
+        suite_part("flux"),
+        additivity("flux"),
         Job("analysis.every_plan --out {out}/every-plan", "every-plan/sample-3.safetensors"),
+        suite_part("pixart"),
+        additivity("pixart"),
     ),
     (
         Job("tmpdiff_bench.suite --out {out}/suite-v1", "suite-v1/manifest.json"),
