@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.base import FigureFile, Made, Reports, Script, Table, TableFile
-from analysis.chaos import CHAOTIC
+from analysis.chaos import CHAOTIC, UNCHOSEN
 from analysis.every_plan import LEVELS, EveryPlan, all_plans, load_every_plan
 from tmpdiff_bench.additivity.style import Drawing, canvas, house_style
 from tmpdiff_bench.allocators import ALLOCATORS, Allocation, AllocationProblem, regret
@@ -149,7 +149,12 @@ SCRIPT = Script(
     make,
     inputs=("every-plan/sample-*.safetensors",),
     outputs=(
-        TableFile("allocators", ("speedup asked", "allocator"), elsewhere={"error": CHAOTIC}),
+        TableFile(
+            "allocators",
+            ("speedup asked", "allocator"),
+            elsewhere={"error": CHAOTIC},
+            rows_elsewhere=UNCHOSEN,
+        ),
         FigureFile("allocators"),
     ),
 )

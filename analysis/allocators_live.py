@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.allocators import COSTS
 from analysis.base import Made, Reports, Script, Table, TableFile
-from analysis.chaos import CHAOTIC
+from analysis.chaos import CHAOTIC, UNCHOSEN
 from tmpdiff_bench.commands import run
 
 KEY = ("speedup asked", "allocator")
@@ -40,7 +40,9 @@ SCRIPT = Script(
     "allocators_live",
     make,
     inputs=("live-allocations/speedup-*.json",),
-    outputs=(TableFile("allocators-live", KEY, elsewhere={"error": CHAOTIC}),),
+    outputs=(
+        TableFile("allocators-live", KEY, elsewhere={"error": CHAOTIC}, rows_elsewhere=UNCHOSEN),
+    ),
 )
 
 if __name__ == "__main__":

@@ -52,13 +52,15 @@ class TableFile:
     """A declared table. `keys` are the columns that name a row, exact on every machine.
 
     `kernels` is whether its other columns depend on the last bits of a network's output; if so,
-    a machine of another kind is held to `elsewhere` (tolerances by column) and to nothing more.
+    a machine of another kind is held to `elsewhere` (tolerances by column) and to nothing more, in
+    the rows that have one of the values of every column of `rows_elsewhere`.
     """
 
     name: str
     keys: tuple[str, ...]
     kernels: bool = True
     elsewhere: Mapping[str, Tolerance] = field(default_factory=dict)
+    rows_elsewhere: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def files(self) -> tuple[str, ...]:

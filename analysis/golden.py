@@ -104,7 +104,7 @@ def compare(table: TableFile, found: pd.DataFrame, golden: pd.DataFrame, outcome
         for name in golden:
             if name in keys or name not in rows[key]:
                 continue
-            tolerance = _tolerance(table, name, want[name], outcome.same_machine)
+            tolerance = _tolerance(table, name, want, outcome.same_machine)
             if tolerance is None:
                 outcome.skipped += 1
                 continue
@@ -219,11 +219,12 @@ def _by_key(frame: pd.DataFrame, keys: list[str]) -> dict[tuple[str, ...], dict[
     return rows
 
 
-def _tolerance(table: TableFile, name: str, value: Any, same: bool) -> Tolerance | None:
+def _tolerance(table: TableFile, name: str, row: dict[Any, Any], same: bool) -> Tolerance | None:
     """What a cell is held to; None where nothing can be said."""
     if same or not table.kernels:
         return SAME
-    return table.elsewhere.get(name) if _is_number(value) else None
+    held = all(row[column] in values for column, values in table.rows_elsewhere.items())
+    return table.elsewhere.get(name) if held and _is_number(row[name]) else None
 
 
 def _is_number(value: Any) -> bool:

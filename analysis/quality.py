@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from analysis.base import Made, Reports, Script, Table, TableFile
-from analysis.chaos import CHAOTIC, DESIGNED
+from analysis.chaos import CHAOTIC, DESIGNED, UNCHOSEN
 from analysis.statistics import mean_interval
 from analysis.suite_data import (
     INPUTS,
@@ -96,7 +96,14 @@ SCRIPT = Script(
     "quality",
     make,
     inputs=INPUTS,
-    outputs=(TableFile("quality", KEYS, elsewhere={"mean": CHAOTIC, "prompts": DESIGNED}),),
+    outputs=(
+        TableFile(
+            "quality",
+            KEYS,
+            elsewhere={"mean": CHAOTIC, "prompts": DESIGNED},
+            rows_elsewhere=UNCHOSEN,
+        ),
+    ),
 )
 
 if __name__ == "__main__":

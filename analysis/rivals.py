@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.base import Made, Reports, Script, Table, TableFile
-from analysis.chaos import CHAOTIC, DESIGNED
+from analysis.chaos import CHAOTIC, DESIGNED, UNCHOSEN
 from analysis.statistics import ALPHA
 from analysis.suite_data import ALL, INPUTS, RIVALS, allocator_label, results, scores
 from tmpdiff_bench.additivity.records import Interval
@@ -100,7 +100,14 @@ SCRIPT = Script(
     "rivals",
     make,
     inputs=INPUTS,
-    outputs=(TableFile("rivals", KEYS, elsewhere={"ratio": CHAOTIC, "prompts": DESIGNED}),),
+    outputs=(
+        TableFile(
+            "rivals",
+            KEYS,
+            elsewhere={"ratio": CHAOTIC, "prompts": DESIGNED},
+            rows_elsewhere=UNCHOSEN,
+        ),
+    ),
 )
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from analysis.base import Made, Reports, Script, Table, TableFile
-from analysis.chaos import CHAOTIC
 from analysis.rivals import p_words
 from analysis.suite_data import ALL, INPUTS, allocator_label, results
 from tmpdiff_bench.additivity.records import Interval
@@ -78,7 +77,7 @@ SCRIPT = Script(
     "transfer",
     make,
     inputs=INPUTS,
-    outputs=(TableFile("transfer", KEYS, elsewhere={"ratio": CHAOTIC}),),
+    outputs=(TableFile("transfer", KEYS),),
 )
 
 if __name__ == "__main__":

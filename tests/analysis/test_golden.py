@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -107,6 +108,15 @@ def test_another_machine_is_held_to_the_declared_tolerances_only(
     ]
     altered(folders[0], put(0, "model", "sdxl"))  # rows are exact everywhere
     assert len(check(*folders, [TABLE]).misses) == 2
+
+
+def test_another_machine_is_held_to_some_rows_only(folders: tuple[Path, Path]) -> None:
+    as_if_elsewhere(folders[1])
+    altered(folders[0], lambda frame: frame.update(frame[["error"]] * 3))
+    some = replace(TABLE, rows_elsewhere={"allocator": ("knapsack",)})
+    outcome = check(*folders, [some])
+    assert [str(miss)[:29] for miss in outcome.misses] == ["regret [sd3, knapsack] error:"]
+    assert (outcome.compared, outcome.skipped) == (1, 8)
 
 
 def test_a_table_without_kernels_is_exact_everywhere(folders: tuple[Path, Path]) -> None:
