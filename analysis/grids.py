@@ -98,7 +98,7 @@ def figure(found: SuiteResults, model: str) -> Drawing:
             for column, picture in enumerate(pictures):
                 left = column * (side + _GAP) / WIDTH
                 ax = drawn.add_axes((left, bottom / height, side / WIDTH, side / height))
-                ax.imshow(picture)
+                ax.imshow(picture, interpolation="none")  # pixels as they are, in small files
                 ax.axis("off")
     title = found.manifest["titles"][model]
     return Drawing(

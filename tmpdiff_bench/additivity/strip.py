@@ -47,7 +47,7 @@ def image_strip(recording: Recording) -> Drawing | None:
             for column, key in enumerate(columns.values()):
                 left = column * (side + _GAP) / WIDTH
                 ax = figure.add_axes((left, bottom / height, side / WIDTH, side / height))
-                ax.imshow(recording.pictures[key][row])
+                ax.imshow(recording.pictures[key][row], interpolation="none")
                 ax.axis("off")
     headers = ", ".join(header.replace("\n", " ") for header in columns)
     return Drawing(
