@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.quality import HEADERS
 from analysis.rivals import p_words
 from analysis.statistics import ALPHA
 from analysis.suite_data import ALL, BEST, RIVALS, allocator_label
@@ -208,7 +207,7 @@ def on_quality(frame: pd.DataFrame) -> Iterator[str]:
         first = group.iloc[0]
         yield (
             f"The reference of {model} has {interval(ends(first, 'mean'))} of the objects as asked "
-            f"at {first['steps']} steps ({HEADERS['scene_objects']})."
+            f"at {first['steps']} steps."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import pandas as pd
@@ -31,6 +32,15 @@ HEADERS = {
 }
 
 
+RANGES = {
+    "latent_rmse": (0, math.inf),
+    "ssim": (-1, 1),
+    "lpips-scenes": (0, math.inf),
+    "scene_objects": (0, 1),
+    "scene_all": (0, 1),
+}
+
+
 def means(scores: pd.DataFrame) -> pd.DataFrame:
     """Rows by `KEYS`: mean over prompts with its interval, mean speedup, number of prompts."""
     rows = []
@@ -40,7 +50,7 @@ def means(scores: pd.DataFrame) -> pd.DataFrame:
             {
                 **dict(zip(KEYS, key, strict=True)),
                 "speedup": group["speedup"].mean(),
-                **bounds(mean_interval(values), "mean"),
+                **bounds(mean_interval(values, *RANGES.get(key[-1], ())), "mean"),
                 "prompts": len(values),
             }
         )

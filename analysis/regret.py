@@ -36,7 +36,7 @@ def table(allocations: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             {
                 **dict(zip(KEYS, key, strict=True)),
-                **bounds(mean_interval(means), "regret"),
+                **bounds(mean_interval(means, least=0), "regret"),
                 "median": group["regret"].median(),
                 "largest": group["regret"].max(),
                 "optima": (group["regret"] <= OPTIMAL).mean(),

@@ -14,14 +14,15 @@ Array = NDArray[np.float64]
 ALPHA = 0.05
 
 
-def mean_interval(values: Array) -> Interval:
-    """The mean of one value per unit with its interval; no bounds where none can be had (below
-    three units, or values that are not finite, as PSNR of equal images).
+def mean_interval(values: Array, least: float = -math.inf, most: float = math.inf) -> Interval:
+    """The mean of one value per unit with its interval, cut at what values can be (`least`,
+    `most`); no bounds where none can be had (below three units, or values that are not finite, as
+    PSNR of equal images).
     """
     if not len(values) or not np.isfinite(values).all():
         return Interval(float(np.mean(values)) if len(values) else math.nan, math.nan, math.nan)
     found = paired_interval(values)
-    return Interval(found.value, found.low, found.high)
+    return Interval(found.value, max(found.low, least), min(found.high, most))
 
 
 def ratio_interval(logs: Interval) -> Interval:

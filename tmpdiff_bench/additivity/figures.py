@@ -63,6 +63,8 @@ def predicted_against_measured(report: AdditivityReport) -> Drawing | None:
                 corner = texts.get((level, predictor), "not defined")
                 ax.text(0.05, 0.95, corner, transform=ax.transAxes, va="top", fontsize=text_size)
                 ax.grid(False)
+                if len(levels) > 3:
+                    ax.tick_params(axis="x", labelrotation=40)  # labels are wider than panels allow
                 if row == 0:
                     ax.set_title(level_label(level), fontweight="bold")
                 if column == 0:
