@@ -154,9 +154,11 @@ def run_jobs(jobs: Sequence[Job], folder: Path) -> None:
         ThreadPoolExecutor(min(os.cpu_count() or 1, len(jobs))) as pool,
     ):
         found = [pool.submit(one, job) for job in jobs]
+        shown = ""
         while not all(future.done() for future in found):
             time.sleep(0.5)
-            bar.set_postfix_str(", ".join(_progress(logs, job) for job in [*running]))
+            if (words := ", ".join(_progress(logs, job) for job in [*running])) != shown:
+                bar.set_postfix_str(shown := words)
     if failed := [said for future in found if (said := future.result())]:
         raise UsageError(
             "; ".join(failed) + f". All they said is in {logs}; the same command goes on from there"

@@ -84,17 +84,19 @@ def test_bad_values(tmp_path: Path, change: dict[str, object], message: str) -> 
 def test_the_table_of_predictors(
     recording: Recording, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recording.save(tmp_path / "additivity-sd3" / "recording")
+    report = analyse(recording)
+    (tmp_path / "additivity" / "sd3").mkdir(parents=True)
+    (tmp_path / "additivity" / "sd3" / "summary.json").write_text(report.to_json())
     predictors_table.SCRIPT.main(["--reports", str(tmp_path)])
     assert "root sum squares" in capsys.readouterr().out
     table = pd.read_csv(tmp_path / "tables" / "predictors.csv")
     table = table.set_index(["metric", "predictor", "over"])
-    scores = analyse(recording).scores_frame().set_index(["level", "metric", "predictor"])
+    scores = report.scores_frame().set_index(["level", "metric", "predictor"])
     for level in ("w8a8", "w4a4"):
         for over, column in (("plans", "r2_plans"), ("samples", "r2_identity")):
             expected = scores.loc[(level, "latent_rmse", "gram"), column]
             assert table.loc[("latent_rmse", "gram", over), level] == pytest.approx(expected)
     for suffix in ("md", "tex"):
         assert "power" in (tmp_path / "tables" / f"predictors.{suffix}").read_text()
-    with pytest.raises(UsageError, match="no additivity-"):
+    with pytest.raises(UsageError, match="no additivity/"):
         predictors_table.SCRIPT.main(["--reports", str(tmp_path / "elsewhere")])
