@@ -8,13 +8,14 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 
 from tmpdiff_bench.allocators.base import (
     Allocation,
     AllocationProblem,
+    Floats,
     InfeasibleBudgetError,
     Measurement,
     MeasurementError,
@@ -51,13 +52,13 @@ def check(
     products. Promised are: a problem left as it was; a plan of its levels within the budget; its
     cost, speedup, budget and error as the problem gives them; an account in which every plan is
     measured once, the trace has what was measured and read, and evaluations, NFE and seconds are
-    those of the trace; at most the evaluations that it declares; a citation that is BibTeX, or
-    empty; the same result when called again, and with all errors, predictions and bounds multiplied
-    by 4, when errors are; predictions that are what it declares to predict (what is not declared is
-    not looked at, but for its scale); a `lower_bound` that brute force finds no plan below;
-    `MeasurementError` for NaN, infinite and negative errors; and when the oracle raises, that
-    exception with all that was measured in its `partial`, from which `problem.knowing` goes on
-    without measuring it again.
+    those of the trace; no use of recorded errors that are not in it; at most the evaluations that
+    it declares; a citation that is BibTeX, or empty; the same result when called again, and with
+    all errors, predictions and bounds multiplied by 4, when errors are; predictions that are what
+    it declares to predict (what is not declared is not looked at, but for its scale); a
+    `lower_bound` that brute force finds no plan below; `MeasurementError` for NaN, infinite and
+    negative errors; and when the oracle raises, that exception with all that was measured in its
+    `partial`, from which `problem.knowing` goes on without measuring it again.
 
     What an allocator `declares` decides what it may leave out: problems without what it `needs`,
     and, with `may_refuse`, those that it raises `InfeasibleBudgetError` for.
@@ -102,7 +103,7 @@ def check(
         _unchanged(task, problem, error)
         _require(isinstance(allocation, Allocation), "it returned no Allocation", task)
         _result(task, allocation, elapsed)
-        promises = [_account, _repeatable, _scaled, _bounded, _bad_errors, _failing]
+        promises = [_account, _repeatable, _paid, _scaled, _bounded, _bad_errors, _failing]
         if exact and task.kind == "additive":
             promises.append(_optimal)
         for promise in promises:
@@ -228,6 +229,40 @@ def _account(allocate: Allocate, task: Task, found: Allocation) -> None:
         f"{found.evaluations} evaluations are more than the {bound} declared",
         task,
     )
+
+
+def _paid(allocate: Allocate, task: Task, found: Allocation) -> None:
+    """Whether single runs that are not in the account were of no use: others change nothing."""
+    problem, counted = task.problem(), {m.plan for m in found.trace}
+    steps, levels = task.costs.shape
+    unpaid = np.array(
+        [
+            problem.single(step, level) not in counted
+            for level in range(1, levels)
+            for step in range(steps)
+        ],
+        dtype=bool,
+    )
+    if not unpaid.any() or (task.singles is None and task.gram is None):
+        return
+    for seed in range(3):
+        factors = 10 ** np.random.default_rng(seed).uniform(-2, 2, len(unpaid))
+        factors[~unpaid] = 1
+        other = replace(
+            task,
+            singles=None if task.singles is None else task.singles * _by_step(factors, steps),
+            gram=None if task.gram is None else task.gram * np.outer(factors, factors),
+        )
+        again = allocate(other.problem())
+        same = again.plan == found.plan and {m.plan for m in again.trace} == counted
+        uses = "single errors or inner products are used that are not in the account"
+        _require(same, f"{uses}: oracle.singles() and oracle.gram() count them", task)
+
+
+def _by_step(factors: Floats, steps: int) -> Floats:
+    """Factors of cells (by level, then step) as (S, L); 1 at the reference."""
+    low = factors.reshape(-1, steps).T
+    return np.column_stack([np.ones(steps), low])
 
 
 def _is_true(task: Task, m: Measurement) -> bool:
