@@ -18,6 +18,8 @@ import pandas as pd
 from analysis.base import FigureFile, Made, Reports, Script, Table, TableFile
 from analysis.chaos import CHAOTIC, UNCHOSEN
 from analysis.every_plan import LEVELS, EveryPlan, all_plans, load_every_plan
+from analysis.marks import mark
+from analysis.suite_data import allocator_label
 from tmpdiff_bench.additivity.style import Drawing, canvas, house_style
 from tmpdiff_bench.allocators import ALLOCATORS, Allocation, AllocationProblem, regret
 from tmpdiff_bench.commands import run
@@ -27,8 +29,6 @@ from tmpdiff_bench.problems import RelativeCosts
 COSTS = RelativeCosts("bit-proportional", {"fp32": 1.0, "w8a8": 0.5, "w4a4": 0.25})
 SPEEDUPS = (1.5, 2.0, 2.5, 3.0)
 SHOWN = 2.5  # the speedup of the figure
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#222222", "#999999")
-MARKERS = "osD^vP*X<>p"
 
 
 def tabulated(data: EveryPlan, speedup: float) -> AllocationProblem:
@@ -82,24 +82,15 @@ def drawing(found: dict[str, Allocation], steps: int) -> Drawing:
     best = found["exhaustive"].error
     with house_style():
         figure, [[ax]] = canvas(1, 1, 3.6)
-        for i, (name, allocation) in enumerate(found.items()):
-            colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i]
+        for name, allocation in found.items():
+            style, label = mark(name), allocator_label(name)
+            line = {"where": "post", "color": style["color"], "lw": 1, "alpha": 0.7}
             errors = np.array(allocation.best_so_far())
             counts = np.arange(1, len(errors) + 1)
             known = np.isfinite(errors)
             if known.sum() > 1:
-                ax.step(counts[known], errors[known], where="post", color=colour, lw=1, alpha=0.7)
-            ax.plot(
-                allocation.evaluations,
-                allocation.error,
-                marker,
-                color=colour,
-                ms=6,
-                mec="white",
-                mew=0.5,
-                ls="",
-                label=name.replace("_", " "),
-            )
+                ax.step(counts[known], errors[known], **line)
+            ax.plot(allocation.evaluations, allocation.error, **style, label=label)
         ax.axhline(best, color="#666666", lw=0.8, ls=":")
         ax.set(
             xscale="log",
