@@ -57,7 +57,7 @@ class Job:
 
     def command(self, folder: Path) -> list[str]:
         """The whole command line."""
-        return [sys.executable, "-m", *self.arguments.format(out=folder).split()]
+        return [sys.executable, "-m", *(word.format(out=folder) for word in self.arguments.split())]
 
 
 def additivity(model: str, options: str = "") -> Job:
@@ -155,10 +155,14 @@ def run_jobs(jobs: Sequence[Job], folder: Path) -> None:
     ):
         found = [pool.submit(one, job) for job in jobs]
         shown = ""
-        while not all(future.done() for future in found):
-            time.sleep(0.5)
-            if (words := ", ".join(_progress(logs, job) for job in [*running])) != shown:
-                bar.set_postfix_str(shown := words)
+        try:
+            while not all(future.done() for future in found):
+                time.sleep(0.5)
+                if (words := ", ".join(_progress(logs, job) for job in [*running])) != shown:
+                    bar.set_postfix_str(shown := words)
+        except KeyboardInterrupt:  # which those that run have got too
+            pool.shutdown(cancel_futures=True)
+            raise
     if failed := [said for future in found if (said := future.result())]:
         raise UsageError(
             "; ".join(failed) + f". All they said is in {logs}; the same command goes on from there"

@@ -72,6 +72,28 @@ def test_jobs_that_fail_are_named_with_what_they_said_and_others_end(
     assert "usage" in (tmp_path / "logs" / "two.log").read_text()
 
 
+def test_an_interrupt_starts_no_further_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setattr("analysis.reproduce.time.sleep", interrupted)
+    jobs = [Job("json.tool --help", f"job-{index}/x") for index in range(4)]
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(jobs, tmp_path)
+    assert len(list((tmp_path / "logs").iterdir())) == 1
+
+
+def test_folders_may_have_spaces(tmp_path: Path) -> None:
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    (folder / "in.json").write_text("{}")
+    run_jobs([Job("json.tool {out}/in.json {out}/out.json", "one/x")], folder)
+    assert (folder / "out.json").is_file()
+
+
 def test_all_that_scripts_read_is_made_by_a_job() -> None:
     for stages in (FULL, QUICK):
         made = {job.made.partition("/")[0] for jobs in stages for job in jobs}
