@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,15 +28,18 @@ from tqdm import tqdm
 from analysis.provenance import ROOT
 from tmpdiff_bench.commands import ArgumentParser, positive_int, run
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.pipelines import StepwisePipeline, load_model
+from tmpdiff_bench.pipelines import LoadedModel, load_pipeline
+from tmpdiff_bench.pipelines.calls import Call
 from tmpdiff_bench.plan import PrecisionPlan, nodes_per_step
 from tmpdiff_bench.problems import LiveError
 from tmpdiff_bench.problems.live import mean_products
 from tmpdiff_bench.store import write_atomically
-from tmpdiff_bench.trajectory import Workload
+from tmpdiff_bench.trajectory import PrefixEngine, Workload
+from tmpdiff_bench.trajectory.engine import level_banks
+from tmpdiff_bench.trajectory.workload import plain, sampler
 from tmpdiff_bench.zoo.prompts import mixed_prompts
 
-LEVELS, GUIDANCE = ("fp32", "w8a8", "w4a4"), 4.0
+LEVELS = ("fp32", "w8a8", "w4a4")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,38 +56,48 @@ def all_plans(steps: int) -> list[PrecisionPlan]:
     return [PrecisionPlan(levels) for levels in itertools.product(LEVELS, repeat=steps)]
 
 
-def workload(steps: int, first: int, samples: int) -> tuple[StepwisePipeline, Workload]:
-    """The pipeline, and `samples` calibration prompts from number `first` on, one seed each."""
-    loaded = load_model("sd3")
-    pipeline = loaded.stepwise(steps=steps, guidance=GUIDANCE)
+def workload(steps: int, first: int, samples: int) -> tuple[LoadedModel, Workload]:
+    """The model, and `samples` calibration prompts from number `first` on, one seed each."""
+    loaded = load_pipeline("sd3")
     prompts = mixed_prompts(first + samples, "calibration").iloc[first:]
-    return pipeline, Workload(
-        model="sd3",
-        weights="embedded",
+    return loaded, Workload(
+        model=loaded.name,
+        weights=loaded.weights,
         weights_digest=loaded.digest,
-        sampler={"class": type(loaded.pipeline.scheduler).__name__},
+        sampler=sampler(loaded.pipeline.scheduler),
         steps=steps,
-        guidance=GUIDANCE,
-        resolution=pipeline.resolution,
         prompts=dict(zip(prompts["prompt_id"], prompts["text"], strict=True)),
         seeds=(0,),
         dtype="float32",
         max_batch=32,
+        arguments=plain(loaded.defaults),
     )
+
+
+def engine(loaded: LoadedModel, work: Workload, on_nfe: Callable[[int], None]) -> PrefixEngine:
+    """What runs plans of a workload."""
+    call = Call(
+        {**loaded.defaults, "num_inference_steps": work.steps},
+        {"prompt": list(work.prompts.values())},
+        work.generator_seeds,
+    )
+    banks = level_banks(loaded.pipeline, LEVELS)
+    return PrefixEngine(loaded.pipeline, banks, call, max_batch=work.max_batch, on_nfe=on_nfe)
 
 
 def measure(path: Path, steps: int, index: int) -> None:
     """Run all plans on one sample, unless the file is of the same workload already."""
-    pipeline, work = workload(steps, index, 1)
+    loaded, work = workload(steps, index, 1)
     key = work.key(levels=LEVELS)
     if path.exists():
         with safe_open(path, "np") as file:
             if json.loads(file.metadata()["about"])["key"] == key:
                 return
     plans = all_plans(steps)
-    nodes = sum(nodes_per_step(plans)) * pipeline.nfe(0)
-    with tqdm(total=nodes, desc=f"sample {index}", unit="NFE") as bar:
-        error = LiveError(pipeline, work, LEVELS, on_nfe=bar.update)
+    with tqdm(desc=f"sample {index}", unit="NFE") as bar:
+        error = LiveError(engine(loaded, work, bar.update))
+        each = zip(nodes_per_step(plans), error.engine.nfe_per_step, strict=True)
+        bar.total = sum(nodes * nfe for nodes, nfe in each)
         errors = error.samples(plans)[:, 0]
     singles = [
         PrecisionPlan.single(LEVELS[0], level, step, steps)

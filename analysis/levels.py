@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -17,11 +18,12 @@ from tqdm import tqdm
 from analysis.base import Made, Reports, Script, Table, TableFile, Tolerance
 from tmpdiff_bench.commands import run
 from tmpdiff_bench.levels import FORMATS, quantize_dequantize
-from tmpdiff_bench.noise import initial_noise
-from tmpdiff_bench.pipelines import StepwisePipeline, load_model
+from tmpdiff_bench.noise import generator_seed
+from tmpdiff_bench.pipelines import LoadedModel, load_pipeline, quantized_layers
+from tmpdiff_bench.pipelines.calls import Call
 from tmpdiff_bench.zoo.prompts import mixed_prompts
 
-STEPS, GUIDANCE = 20, 4.0
+STEPS = 20
 FORMS = [form for form in FORMATS if form != "fp32"]
 DECIBELS = Tolerance(0, 0.05, "the reference is not chaotic: sums over many values of one rounding")
 
@@ -53,27 +55,31 @@ class Ratio:
         return dict(zip(FORMS, (10 * torch.log10(self.signal / noise)).tolist(), strict=True))
 
 
-@torch.no_grad()
-def ratios(pipeline: StepwisePipeline, texts: Sequence[str]) -> pd.DataFrame:
+def ratios(loaded: LoadedModel, texts: Sequence[str]) -> pd.DataFrame:
     """Rows by layer and what is rounded; a column per format."""
-    layers = {name: pipeline.denoiser.get_submodule(name) for name in pipeline.quantized}
+    denoiser = loaded.pipeline.transformer
+    layers = {name: denoiser.get_submodule(name) for name in quantized_layers(denoiser)}
     inputs = {name: Ratio() for name in layers}
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _, given: inputs[name].add(given[0])
 
     hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
-    state = pipeline.initial_state(initial_noise([(t, 0) for t in texts], pipeline.latent_shape))
-    conditioning = pipeline.encode(texts)
-    for step in tqdm(range(pipeline.steps), desc="steps"):
-        state = pipeline.step(state, step, pipeline.denoiser, conditioning)
+    seeds = [generator_seed(text, 0) for text in texts]
+    call = Call({**loaded.defaults, "num_inference_steps": STEPS}, {"prompt": texts}, seeds)
+    with tqdm(total=STEPS, desc="steps") as bar:
+
+        def advance(pipe: Any, step: int, timestep: Any, given: dict[str, Any]) -> dict[str, Any]:
+            bar.update()
+            return given
+
+        loaded.pipeline(**call.arguments(range(len(texts))), callback_on_step_end=advance)
     for hook in hooks:
         hook.remove()
     rows = []
     for name, layer in layers.items():
         weights = Ratio()
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
+        weight = layer.weight.detach()
         weights.add(weight.flatten(1), rounded_weight)
         for what, ratio in (("weight", weights), ("input", inputs[name])):
             rows.append({"layer": name, "rounded": what, **ratio.decibels()})
@@ -90,9 +96,8 @@ def by_kind(layers: pd.DataFrame) -> pd.DataFrame:
 
 def make(reports: Reports) -> Iterator[Made]:
     """The table: all layers in csv, medians by kind of layer for readers."""
-    pipeline = load_model("sd3").stepwise(steps=STEPS, guidance=GUIDANCE)
     samples = 2 if reports.quick else 8
-    layers = ratios(pipeline, list(mixed_prompts(samples, "calibration")["text"]))
+    layers = ratios(load_pipeline("sd3"), list(mixed_prompts(samples, "calibration")["text"]))
     shown = by_kind(layers).map(lambda v: f"{v:.1f}" if isinstance(v, float) else v)
     yield Table(
         "levels",

@@ -21,7 +21,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from analysis.allocators import COSTS, row
-from analysis.every_plan import LEVELS, workload
+from analysis.every_plan import LEVELS, engine, workload
 from analysis.provenance import ROOT
 from tmpdiff_bench.allocators import ALLOCATORS, Allocation, AllocationProblem
 from tmpdiff_bench.commands import ArgumentParser, positive_int, run
@@ -33,22 +33,15 @@ SPEEDUPS = (1.5, 2.0, 2.5)
 
 def measure(folder: Path, steps: int, samples: int) -> None:
     """Run the speedups of which no file is there, unless it is of another workload."""
-    pipeline, work = workload(steps, 0, samples)
+    loaded, work = workload(steps, 0, samples)
     key = work.key(levels=LEVELS)
     paths = {speedup: folder / f"speedup-{speedup}.json" for speedup in SPEEDUPS}
     left = [speedup for speedup, path in paths.items() if not _is_of(path, key)]
     if not left:
         return
     with tqdm(desc=f"{steps} steps", unit="NFE") as bar:
-        problem = live_problem(
-            pipeline,
-            work,
-            COSTS,
-            levels=LEVELS,
-            speedup=1.0,
-            record_singles=True,
-            on_nfe=bar.update,
-        )
+        runs = engine(loaded, work, bar.update)
+        problem = live_problem(runs, COSTS, speedup=1.0, record_singles=True)
         problem = dataclasses.replace(problem, error=functools.cache(problem.error))
         for speedup in left:
             task = dataclasses.replace(problem, budget=problem.reference_cost / speedup)

@@ -13,16 +13,16 @@ from collections.abc import Iterator, Sequence
 from matplotlib.axes import Axes
 
 from analysis.base import FigureFile, Made, Reports, Script
-from tmpdiff_bench.additivity.design import joint_design
+from tmpdiff_bench.additivity.design import JOINT_PLANS, joint_design
+from tmpdiff_bench.additivity.experiment import COMPLEMENTS, MIXED
 from tmpdiff_bench.additivity.style import Drawing, canvas, house_style, level_colours
 from tmpdiff_bench.commands import run
-from tmpdiff_bench.plan import PrecisionPlan
-from tmpdiff_bench.trajectory import nodes_per_step
-from tmpdiff_bench.trajectory.options import EXPERIMENT
-from tmpdiff_bench.trajectory.tree import Node, grow, root
+from tmpdiff_bench.experiment import Experiment
+from tmpdiff_bench.plan import PrecisionPlan, nodes_per_step
 
 SMALL = ("fp32", "w4a4")
 STEPS = 6
+Prefix = tuple[str, ...]
 
 
 def singles(levels: Sequence[str], steps: int) -> list[PrecisionPlan]:
@@ -36,31 +36,33 @@ def singles(levels: Sequence[str], steps: int) -> list[PrecisionPlan]:
 
 def draw_tree(ax: Axes, plans: Sequence[PrecisionPlan]) -> None:
     """One dot a node, one line a network step; leaves are the plans' results."""
-    tree = root()
-    for plan in plans:
-        grow(tree, plan)
-    heights: dict[Node, float] = {}
+    children: dict[Prefix, dict[Prefix, None]] = {}
+    for levels in (plan.levels for plan in plans):
+        for end in range(len(levels)):
+            children.setdefault(levels[:end], {})[levels[: end + 1]] = None
+    heights: dict[Prefix, float] = {}
 
-    def place(node: Node) -> float:
-        below = [place(child) for child in node.children.values()]
+    def place(node: Prefix) -> float:
+        below = [place(child) for child in children.get(node, ())]
         # the reference runs straight along the bottom
-        heights[node] = below[0] if below else float(sum(not n.children for n in heights))
+        heights[node] = below[0] if below else float(sum(n not in children for n in heights))
         return heights[node]
 
-    place(tree)
+    place(())
     colours = level_colours(SMALL)
     for node, height in heights.items():
-        if node.parent is None:
+        if not node:
             ax.plot(0, height, "o", color="#666666", ms=6)
             continue
+        depth, level = len(node), node[-1]
         ax.plot(
-            [node.depth - 1, node.depth],
-            [heights[node.parent], height],
-            color=colours[node.level],
-            lw=1.6 if node.level != SMALL[0] else 1.0,
-            zorder=1 + (node.level != SMALL[0]),
+            [depth - 1, depth],
+            [heights[node[:-1]], height],
+            color=colours[level],
+            lw=1.6 if level != SMALL[0] else 1.0,
+            zorder=1 + (level != SMALL[0]),
         )
-        ax.plot(node.depth, height, "o", color=colours[node.level], ms=3.5, zorder=3)
+        ax.plot(depth, height, "o", color=colours[level], ms=3.5, zorder=3)
     for level in SMALL:
         ax.plot([], [], color=colours[level], label=f"a step at {level}")
     ax.set(xlabel="steps done", xticks=range(STEPS + 1), yticks=[])
@@ -85,9 +87,16 @@ def draw_counts(ax: Axes, plans: Sequence[PrecisionPlan]) -> None:
 
 def default_plans() -> list[PrecisionPlan]:
     """What `python -m tmpdiff_bench.additivity --model sd3` runs."""
-    levels, steps = EXPERIMENT["--levels"][1], EXPERIMENT["--steps"][1]
-    design = joint_design(levels, steps, per_level=12, complements=3, mixed=4, rng=0)
-    return [*singles(levels, steps), *(joint.plan for joint in design)]
+    default = Experiment("sd3")
+    design = joint_design(
+        default.levels,
+        default.steps,
+        per_level=JOINT_PLANS,
+        complements=COMPLEMENTS,
+        mixed=MIXED,
+        rng=default.seed,
+    )
+    return [*singles(default.levels, default.steps), *(joint.plan for joint in design)]
 
 
 def make(_: Reports) -> Iterator[Made]:

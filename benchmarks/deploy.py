@@ -5,8 +5,8 @@
 
 The embedded sd3 at 20 steps, in one run: (a) a measured cost table, each level in a process of its
 own; (b) whole images by the pipeline's own call, text encoders and VAE included, with every plan
-and untouched, by turns in an order drawn anew each round; (c) what the module that picks the level
-adds to a call and to an image, with a denoiser that does nothing in the place of each level.
+and untouched, by turns in an order drawn anew each round; (c) what a plan adds to a step, of calls
+with a denoiser that does nothing.
 Predictions are the table's: of the steps alone, and of an image with what it takes besides.
 Products of the embedded denoiser, 128 wide, are too small for low precision to pay; `--width` puts
 a wider one of random weights in its place, on whose values no time depends.
@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from tmpdiff_bench import deploy
@@ -38,11 +37,11 @@ from tmpdiff_bench.costs.report import aligned, measured_text
 from tmpdiff_bench.costs.table import Cost, CostTable
 from tmpdiff_bench.costs.worker import Subject
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.pipelines import load_model
+from tmpdiff_bench.pipelines import load_pipeline
 from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.zoo.prompts import mixed_prompts
 
-LEVELS, STEPS, GUIDANCE, CALLS = ("fp32", "native:bf16", "native:w8a8"), 20, 4.0, 2000
+LEVELS, STEPS, GUIDANCE = ("fp32", "native:bf16", "native:w8a8"), 20, 4.0
 HEAD = 64  # width of an attention head in published models
 REFERENCE = PrecisionPlan.uniform(LEVELS[0], STEPS)
 PLANS = (
@@ -59,7 +58,7 @@ class Images:
     """
 
     def __init__(self, weights: str, images: int) -> None:
-        self.untouched = load_model("sd3", weights=weights).pipeline
+        self.untouched = load_pipeline("sd3", weights=weights).pipeline
         self.planned = type(self.untouched)(**self.untouched.components)
         for pipe in (self.untouched, self.planned):
             pipe.set_progress_bar_config(disable=True)
@@ -105,31 +104,35 @@ class Images:
                     beside += [rest] if job == REFERENCE else []
         return times, statistics.median(beside)
 
-    def dispatch(self) -> dict[str, float]:
-        """What picking a level takes: of each call of the denoiser, and once an image (ms)."""
-        planned, scheduler = self.planned.transformer, self.planned.scheduler
-        nothing, timestep = nn.Identity(), torch.zeros(1)
-        real, vars(planned)["_made"] = planned._made, dict.fromkeys(LEVELS, nothing)
+    def dispatch(self) -> float:
+        """What a plan adds to a step (ms), the median of paired calls: at every other step another
+        level, and a denoiser that does nothing.
+        """
+        denoiser = self.untouched.transformer
+        kept = denoiser.forward
         deploy.apply(self.planned, PLANS[-1])
-        scheduler.set_timesteps(STEPS)
-        scheduler.set_begin_index(0)
-        begin = []
+        texts = self.untouched.encode_prompt(self._prompts, None, None, max_sequence_length=24)
+        names = ("prompt_embeds", "negative_prompt_embeds")
+        pooled = ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+        arguments = dict(zip((*names, *pooled), texts, strict=True))
+        denoiser.forward = lambda hidden_states, **_: (hidden_states,)
         try:
+            added = []
             for _ in range(30):
-                started = time.perf_counter()
-                planned._begin(scheduler)
-                begin.append(time.perf_counter() - started)
-            each = []
-            for module in (planned, nothing) * 5:
-                started = time.perf_counter()
-                for call in range(CALLS):
-                    scheduler._step_index = call % STEPS
-                    module(timestep)
-                each.append((time.perf_counter() - started) / CALLS)
+                each = []
+                for pipe in (self.planned, self.untouched):
+                    started = time.perf_counter()
+                    pipe(
+                        **arguments,
+                        num_inference_steps=STEPS,
+                        guidance_scale=GUIDANCE,
+                        output_type="latent",
+                    )
+                    each.append(time.perf_counter() - started)
+                added.append(1e3 * (each[0] - each[1]) / STEPS)
         finally:
-            vars(planned)["_made"] = real
-        added = [a - b for a, b in zip(each[::2], each[1::2], strict=True)]
-        return {"call, ms": 1e3 * sorted(added)[2], "image, ms": 1e3 * sorted(begin)[15]}
+            denoiser.forward = kept
+        return statistics.median(added)
 
 
 def row(
@@ -156,7 +159,7 @@ def row(
 
 def widened(width: int, folder: Path) -> str:
     """Save the embedded sd3 with a denoiser of random weights `width` wide; the folder's path."""
-    pipeline = load_model("sd3").pipeline
+    pipeline = load_pipeline("sd3").pipeline
     kind, config = type(pipeline.transformer), dict(pipeline.transformer.config)
     if width % HEAD:
         raise UsageError(
@@ -171,7 +174,8 @@ def widened(width: int, folder: Path) -> str:
 
 def benchmark(title: str, weights: str, images: int, repeats: int) -> dict[str, Any]:
     """All three parts; prints them as they come."""
-    subject = Subject("sd3", LEVELS, weights=weights, steps=STEPS, guidance=GUIDANCE, batch=images)
+    call = {"guidance_scale": GUIDANCE}
+    subject = Subject("sd3", LEVELS, weights=weights, steps=STEPS, call=call, batch=images)
     found = measure(subject, repeats=repeats)
     table = replace(found.table, model=title)
     print(measured_text(replace(found, table=table)) + "\n")
@@ -180,7 +184,6 @@ def benchmark(title: str, weights: str, images: int, repeats: int) -> dict[str, 
     rows = [row(plan, times, table, beside) for plan in PLANS]
     picking = ours.dispatch()
     step = table.levels[LEVELS[0]].ms
-    share = (picking["call, ms"] + picking["image, ms"] / STEPS) / step
     overhead = [a / b - 1 for a, b in zip(times[REFERENCE], times[None], strict=True)]
     whole, reference = median_cost(overhead), median_cost(times[REFERENCE]).ms
     cells = [
@@ -197,8 +200,7 @@ def benchmark(title: str, weights: str, images: int, repeats: int) -> dict[str, 
     print(
         f"\na whole call at the reference (images: {images}): {reference:.0f} ms, {beside:.0f} of "
         f"them beside its steps\n"
-        f"picking the level: {1e3 * picking['call, ms']:.1f} us a call of the denoiser and "
-        f"{picking['image, ms']:.2f} ms once a run, {share:.2%} of a step\n"
+        f"picking the level: {picking:.3f} ms a step, {picking / step:.2%} of a reference step\n"
         f"going to another level: {_of(step, table.switch)} of a step\n"
         f"a whole call with the reference plan against the untouched pipeline: "
         f"{_of(1.0, whole)}"
@@ -215,8 +217,8 @@ def benchmark(title: str, weights: str, images: int, repeats: int) -> dict[str, 
         "a call at the reference, ms": reference,
         "of it beside its steps, ms": beside,
         "plans": rows,
-        "picking the level": picking,
-        "picking the level, of a step": share,
+        "picking the level, ms a step": picking,
+        "picking the level, of a step": picking / step,
         "reference plan against untouched": [whole.ms, whole.interval],
     }
 

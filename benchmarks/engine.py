@@ -1,15 +1,18 @@
-"""The prefix-tree engine against one pipeline call per plan, and against the limit.
+"""The engine against one call of the pipeline per plan, and against the bare denoiser.
 
-    python benchmarks/engine.py [--samples 4] [--out reports/benchmarks/engine.json]
+    python benchmarks/engine.py [--samples 4] [--repeats 3] [--out reports/benchmarks/engine.json]
 
-All on the embedded sd3, in one run: (a) all single plans of fp32 and w4a4 at 20 steps, and all
-1,024 plans at 10, by `StableDiffusion3Pipeline.__call__` and by the engine from the same latents;
-(b) the engine's time against its network evaluations at the time per evaluation that the bare
-denoiser takes at its best batch size just before and after, at the level that each evaluation
-runs at and at the fastest of the levels, and the share of its time within the denoiser; (c) what a
-batched step costs in Python, with a denoiser that does nothing; (d) the most memory that states
-took, against the bound. Of the 1,024 calls a share is timed, and the rest reckoned from it. What
-levels cost is in `benchmarks/levels.py`.
+On the embedded sd3 and flux, and on a tiny untrained Wan, whose denoiser takes no longer than its
+pipeline; fp32 and w4a4; everything by turns in one run:
+
+(a) all single plans at 20 steps, and all 1,024 plans at 10, by `evaluate` and by calls of the
+pipeline; of 1,024 calls a share is timed, spread over them, and the rest reckoned from it;
+(b) the single plans by `each`, whose batches are those of calls: its network evaluations, at the
+time that one takes in the bare denoiser at the level it runs at, as a share of its time;
+(c) what a replayed step takes beyond the pipeline's own arithmetic: a run that is known as a whole
+against a call with a denoiser that gives its first output again;
+(d) one change of level and back, reckoned for 100 layers;
+(e) the most memory that steps took, and evaluations spent, under ever tighter bounds.
 """
 
 from __future__ import annotations
@@ -19,66 +22,112 @@ import itertools
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from tmpdiff_bench.commands import run
-from tmpdiff_bench.levels import LevelBank
-from tmpdiff_bench.noise import initial_noise
-from tmpdiff_bench.pipelines import StepwisePipeline, load_model
-from tmpdiff_bench.plan import PrecisionPlan
-from tmpdiff_bench.trajectory import PrefixEngine
-from tmpdiff_bench.zoo.prompts import mixed_prompts
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # for the tiny pipelines of the tests
 
-GUIDANCE, LEVELS, TIMED_CALLS = 4.0, ("fp32", "w4a4"), 24
+from tests.tiny import TINY  # noqa: E402
+from tmpdiff_bench.commands import ArgumentParser, positive_int, run  # noqa: E402
+from tmpdiff_bench.pipelines import load_pipeline  # noqa: E402
+from tmpdiff_bench.pipelines.calls import Call  # noqa: E402
+from tmpdiff_bench.plan import PrecisionPlan  # noqa: E402
+from tmpdiff_bench.trajectory import PrefixEngine  # noqa: E402
+from tmpdiff_bench.trajectory.engine import level_banks  # noqa: E402
+from tmpdiff_bench.zoo.prompts import mixed_prompts  # noqa: E402
+
+LEVELS, TIMED_CALLS = ("fp32", "w4a4"), 16
+HIGH, LOW = LEVELS
+SINGLES = [PrecisionPlan.uniform(HIGH, 20)]
+SINGLES += [PrecisionPlan.single(HIGH, LOW, step, 20) for step in range(20)]
+EVERY = [PrecisionPlan(levels) for levels in itertools.product(LEVELS, repeat=10)]
 
 
 class Setting:
-    """The embedded sd3 with prompts and noise, for a number of steps."""
+    """A pipeline, its levels, and what it is called with."""
 
-    def __init__(self, steps: int, samples: int) -> None:
-        loaded = load_model("sd3")
-        self.pipe = loaded.pipeline
-        self.stepwise: StepwisePipeline = loaded.stepwise(steps=steps, guidance=GUIDANCE)
-        self.bank = LevelBank(self.stepwise.denoiser, LEVELS, self.stepwise.quantized)
-        self.texts = list(mixed_prompts(samples, "calibration")["text"])
-        keys = [(text, 0) for text in self.texts]
-        self.noise = initial_noise(keys, self.stepwise.latent_shape)
-        self.conditioning = self.stepwise.encode(self.texts)
+    def __init__(self, pipe: Any, shared: dict[str, Any], samples: int) -> None:
+        self.pipe, self._shared = pipe, shared
+        self._each = {"prompt": list(mixed_prompts(samples, "calibration")["text"])}
+        self.bank = level_banks(pipe, LEVELS)["transformer"]
 
-    def engine(self, **options: Any) -> PrefixEngine:
-        return PrefixEngine(self.stepwise, self.bank, self.conditioning, self.noise, **options)
+    def call(self, steps: int) -> Call:
+        seeds = range(len(self._each["prompt"]))
+        return Call({**self._shared, "num_inference_steps": steps}, self._each, seeds)
 
-    def call(self, plan: PrecisionPlan, row: int | None = None) -> Tensor:
-        """One pipeline call for all samples or one, its transformer exchanged between steps."""
-        rows = slice(None) if row is None else slice(row, row + 1)
+    def engine(self, steps: int, **options: Any) -> PrefixEngine:
+        return PrefixEngine(self.pipe, {"transformer": self.bank}, self.call(steps), **options)
 
-        def exchange(pipe: Any, step: int, _: object, tensors: dict[str, object]) -> object:
-            pipe.transformer = self.bank[plan[min(step + 1, len(plan) - 1)]]
+    def called(self, plan: PrecisionPlan) -> None:
+        """One call of the pipeline for all samples, the level changed between steps."""
+        step, forward = 0, self.pipe.transformer.forward
+
+        def at_level(*args: Any, **kwargs: Any) -> Any:
+            with self.bank.at(plan[step]):
+                return forward(*args, **kwargs)
+
+        def count(_: object, done: int, __: object, tensors: dict[str, Tensor]) -> object:
+            nonlocal step
+            step = done + 1
             return tensors
 
-        self.pipe.transformer = self.bank[plan[0]]
-        try:
-            latents: Tensor = self.pipe(
-                self.texts[rows],
-                latents=self.noise[rows].clone(),
-                num_inference_steps=len(plan),
-                guidance_scale=GUIDANCE,
-                max_sequence_length=24,
-                output_type="latent",
-                callback_on_step_end=exchange,
-            ).images
-        finally:
-            self.pipe.transformer = self.stepwise.denoiser
-        return latents
+        with replaced_forward(self.pipe.transformer, at_level):
+            self._plain(len(plan), callback_on_step_end=count)
+
+    def around(self, steps: int) -> None:
+        """One call of the pipeline, of whose denoiser each call returns the first one's output."""
+        first, forward = None, self.pipe.transformer.forward
+
+        def again(*args: Any, **kwargs: Any) -> Any:
+            nonlocal first
+            if first is None:
+                first = forward(*args, **kwargs)
+            return first
+
+        with replaced_forward(self.pipe.transformer, again):
+            self._plain(steps)
+
+    def _plain(self, steps: int, **more: Any) -> None:
+        call = self.call(steps)
+        with torch.no_grad():
+            self.pipe(**call.arguments(range(len(call))), output_type="latent", **more)
+
+    def bare(self) -> Callable[[str], float]:
+        """Given a level: seconds per network evaluation of a forward that the pipeline makes."""
+        given: dict[str, Any] = {}
+        forward = self.pipe.transformer.forward
+
+        def look(**kwargs: Any) -> Any:
+            given.update(kwargs)
+            return forward(**kwargs)
+
+        with replaced_forward(self.pipe.transformer, look):
+            self._plain(1)
+
+        def timed(level: str) -> float:
+            with torch.no_grad(), self.bank.at(level):
+                return seconds(lambda: self.pipe.transformer(**given)) / len(given["hidden_states"])
+
+        return timed
+
+
+@contextmanager
+def replaced_forward(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
+    """Inside, calls of the module go to `forward`."""
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -88,188 +137,134 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def best_per_nfe(setting: Setting) -> dict[str, float]:
-    """Seconds per network evaluation of the bare denoiser, by level.
-
-    The median of nine forwards at the batch size where that is least: the engine's time is a sum of
-    hundreds, so the luckiest single forward would be no limit.
-    """
-    best = {}
-    network = setting.conditioning.for_network()
-    for level in LEVELS:
-        found = []
-        for rows in (16, 32, 64, 128):
-            inputs = {k: v[torch.arange(rows) % len(v)] for k, v in network.items()}
-            noise = setting.noise[torch.arange(rows) % len(setting.noise)]
-            timestep = torch.full((rows,), 500.0)
-
-            def forward(
-                denoiser: nn.Module = setting.bank[level],
-                noise: Tensor = noise,
-                timestep: Tensor = timestep,
-                inputs: dict[str, Tensor] = inputs,
-            ) -> None:
-                with torch.no_grad():
-                    denoiser(hidden_states=noise, timestep=timestep, return_dict=False, **inputs)
-
-            forward()
-            found.append(statistics.median(seconds(forward) for _ in range(9)) / rows)
-        best[level] = min(found)
-    return best
-
-
-@contextmanager
-def within_denoiser(setting: Setting) -> Iterator[list[float]]:
-    """Collects the seconds of every forward of the denoiser."""
-    spent: list[float] = []
-
-    def timed(forward: Callable[..., object]) -> Callable[..., object]:
-        def call(*args: object, **options: object) -> object:
-            started = time.perf_counter()
-            found = forward(*args, **options)
-            spent.append(time.perf_counter() - started)
-            return found
-
-        return call
-
-    modules = [setting.bank[level] for level in LEVELS]
-    for module in modules:
-        module.forward = timed(module.forward)
-    try:
-        yield spent
-    finally:
-        for module in modules:
-            del module.forward
-
-
-def evaluations(plans: Sequence[PrecisionPlan]) -> dict[str, float]:
-    """Share of the prefix tree's nodes at each level."""
-    nodes = {plan.levels[:k] for plan in plans for k in range(1, len(plan) + 1)}
-    return {level: sum(node[-1] == level for node in nodes) / len(nodes) for level in LEVELS}
-
-
-def compare(setting: Setting, plans: Sequence[PrecisionPlan]) -> dict[str, Any]:
-    """Time calls and engine on the same plans; calls are spread evenly over them."""
+def against_calls(setting: Setting, plans: Sequence[PrecisionPlan], repeats: int) -> dict[str, Any]:
+    """`evaluate` and calls on the same plans, by turns."""
+    steps, ratios = len(plans[0]), []
     stride = max(1, len(plans) // TIMED_CALLS)
-    called = list(range(0, len(plans), stride)) if len(plans) > 100 else list(range(len(plans)))
-    setting.call(plans[-1])  # warm-up
-    results, times = [], []
-    for i in tqdm(called, desc="pipeline calls", leave=False):
-        started = time.perf_counter()
-        results.append(setting.call(plans[i]))
-        times.append(time.perf_counter() - started)
-    looped = statistics.mean(times) * len(plans)
-    setting.engine().evaluate(plans[-16:])  # warm-up
-    share, best = evaluations(plans), [best_per_nfe(setting)]
-    treed, within, of_limit, of_fastest = [], [], [], []
-    for _ in range(1 if len(plans) > 100 else 3):
-        engine = setting.engine()
-        with within_denoiser(setting) as spent:
-            started = time.perf_counter()
-            finals = engine.evaluate(plans)
-            treed.append(time.perf_counter() - started)
-        within.append(sum(spent) / treed[-1])
-        # the machine's speed drifts: the bare denoiser is timed before and after
-        best.append(best_per_nfe(setting))
-        level_time = {level: (best[-1][level] + best[-2][level]) / 2 for level in LEVELS}
-        limit = engine.nfe * sum(level_time[level] * share[level] for level in LEVELS)
-        of_limit.append(limit / treed[-1])
-        of_fastest.append(engine.nfe * min(level_time.values()) / treed[-1])
-    reference = torch.stack(results)
-    difference = (finals[called] - reference).abs().amax(dim=(1, 2, 3, 4)) / reference.abs().max()
-    # what another batch size does to the calls themselves: rounding of activations is chaotic
-    alone = []
-    for i in called[:: max(1, len(called) // 5)]:
-        rows = [setting.call(plans[i], row) for row in range(len(setting.noise))]
-        k = called.index(i)
-        change = (torch.cat(rows) - reference[k]).abs().max() / reference.abs().max()
-        alone.append((float(change), float(difference[k])))
-    plain = torch.tensor([set(plans[i]) == {"fp32"} for i in called])
+    timed = plans[::stride] if len(plans) > 100 else plans
+    setting.called(plans[-1])  # warm-up
+    setting.engine(steps).evaluate(plans[-16:])
+    for _ in tqdm(range(repeats), desc=f"{len(plans)} plans", leave=False):
+        calls = [seconds(lambda plan=plan: setting.called(plan)) for plan in timed[::2]]  # type: ignore[misc]
+        engine = setting.engine(steps)
+        own = seconds(lambda engine=engine: engine.evaluate(plans))  # type: ignore[misc]
+        calls += [seconds(lambda plan=plan: setting.called(plan)) for plan in timed[1::2]]  # type: ignore[misc]
+        ratios.append((statistics.mean(calls) * len(plans) / own, own))
     return {
         "plans": len(plans),
-        "steps": len(plans[0]),
-        "samples": len(setting.noise),
-        "calls timed": len(called),
-        "one call per plan, s": looped,
-        "engine, s": statistics.median(treed),
-        "speedup": looped / statistics.median(treed),
+        "steps": steps,
+        "engine, s": statistics.median(own for _, own in ratios),
+        "speedup": statistics.median(ratio for ratio, _ in ratios),
         "network evaluations, ratio": engine.plain_nfe / engine.nfe,
-        "difference, fp32": float(difference[plain].max()),
-        "difference, median of plans": float(difference.median()),
-        "of some plans": float(statistics.median(mine for _, mine in alone)),
-        "of these, calls at batch 1": float(statistics.median(other for other, _ in alone)),
-        "of the limit": statistics.median(of_limit),
-        "of the limit at the fastest level": statistics.median(of_fastest),
-        "of the engine's time, within the denoiser": statistics.median(within),
     }
 
 
-class Nothing(nn.Module):
-    """A denoiser that costs nothing."""
+def of_limit(setting: Setting, plans: Sequence[PrecisionPlan], repeats: int) -> dict[str, float]:
+    """The bare denoiser's time for the evaluations of `each`, as a share of that of `each`."""
+    nodes = {plan.levels[:k] for plan in plans for k in range(1, len(plan) + 1)}
+    share = {level: sum(node[-1] == level for node in nodes) / len(nodes) for level in LEVELS}
+    bare, found = setting.bare(), []
+    for _ in range(repeats):
+        engine = setting.engine(len(plans[0]))
+        alone: dict[str, list[float]] = {level: [] for level in LEVELS}
+        own = 0.0
+        runs = engine.each(plans)
+        while True:  # the machine's speed drifts: the bare denoiser is timed between runs
+            started = time.perf_counter()
+            done = next(runs, None) is None
+            own += time.perf_counter() - started
+            for level in LEVELS:
+                alone[level] += [bare(level) for _ in range(3)]
+            if done:
+                break
+        limit = engine.nfe * sum(share[x] * statistics.median(alone[x]) for x in LEVELS)
+        found.append(limit / own)
+    return {"of the bare denoiser's time": statistics.median(found)}
 
-    def forward(self, hidden_states: Tensor, **_: object) -> tuple[Tensor]:
-        return (hidden_states,)
+
+def replayed_step(setting: Setting, steps: int, repeats: int) -> float:
+    """Seconds that a replayed step takes beyond the pipeline's own."""
+    engine = setting.engine(steps)
+    plan = PrecisionPlan.uniform(HIGH, steps)
+    dict(engine.each([plan]))
+    known, around = [], []
+    setting.around(1)
+    for _ in range(10 * repeats):
+        known.append(seconds(lambda: dict(engine.each([plan]))))
+        long, short = (seconds(lambda n=n: setting.around(n)) for n in (steps, 1))  # type: ignore[misc]
+        around.append(long - short)  # without encoders and the one real forward
+    one = setting.engine(1)
+    start = [PrecisionPlan.uniform(HIGH, 1)]
+    dict(one.each(start))
+    begun = statistics.median(seconds(lambda: dict(one.each(start))) for _ in range(10 * repeats))
+    own = (statistics.median(known) - begun) / (steps - 1)
+    return own - statistics.median(around) / (steps - 1)
 
 
-def overhead(setting: Setting, plans: Sequence[PrecisionPlan]) -> float:
-    """Seconds per batched step around a denoiser that does nothing."""
-    batches = 0
+def switch(setting: Setting) -> float:
+    """Seconds of a change of level and back, reckoned for 100 layers."""
 
-    def count(_: int) -> None:
-        nonlocal batches
-        batches += 1
+    def many() -> None:
+        for _ in range(1000):
+            with setting.bank.at(LOW):
+                pass
 
-    bank = LevelBank(Nothing(), ("fp32",), ())
-    bank._modules["w4a4"] = bank["fp32"]
-    engine = PrefixEngine(setting.stepwise, bank, setting.conditioning, setting.noise, on_nfe=count)
-    return seconds(lambda: engine.evaluate(plans)) / batches
+    many()
+    each = statistics.median(seconds(many) for _ in range(5)) / 1000
+    return each * 100 / len(setting.bank.quantized)
 
 
 def bounded(setting: Setting, plans: Sequence[PrecisionPlan]) -> list[dict[str, Any]]:
-    """Peak memory of states and evaluations spent, under ever tighter bounds."""
+    """Peak memory of steps and evaluations spent, under ever tighter bounds."""
     rows = []
-    for states in (10_000, 200, 50, 25):
-        bound = states * setting.noise.nbytes
-        engine = setting.engine(state_memory=bound)
-        spent = seconds(partial(engine.evaluate, plans))
+    least = setting.engine(len(plans[0]))
+    least.evaluate(plans[:1])
+    for paths in (1000, 2, 1, 0.5, 0):
+        bound = int(paths * least.peak_memory)
+        engine = setting.engine(len(plans[0]), state_memory=bound)
+        spent = seconds(lambda engine=engine: engine.evaluate(plans))  # type: ignore[misc]
         rows.append(
-            {"bound, states": states, "peak, bytes": engine.peak_memory, "bound, bytes": bound}
+            {"bound, runs": paths, "peak, bytes": engine.peak_memory, "bound, bytes": bound}
             | {"network evaluations": engine.nfe, "s": spent}
         )
     return rows
 
 
+def settings(samples: int) -> Iterator[tuple[str, Setting]]:
+    """What is measured, one after the other."""
+    for name in ("sd3", "flux"):
+        loaded = load_pipeline(name)
+        yield name, Setting(loaded.pipeline, loaded.defaults, samples)
+    wan = TINY["WanPipeline"]
+    yield "tiny Wan", Setting(wan.build(), dict(wan.call), samples)
+
+
 def main(argv: Sequence[str]) -> None:
     """Run all comparisons, print them, and save them as JSON."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--samples", type=positive_int, default=4)
+    parser.add_argument("--repeats", type=positive_int, default=3)
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/engine.json"))
     options = parser.parse_args(argv)
-    high, low = LEVELS
-    twenty, ten = Setting(20, options.samples), Setting(10, options.samples)
-    singles = [PrecisionPlan.uniform(high, 20)]
-    singles += [PrecisionPlan.single(high, low, step, 20) for step in range(20)]
-    every = [PrecisionPlan(levels) for levels in itertools.product(LEVELS, repeat=10)]
-    report = {
+    report: dict[str, Any] = {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
-        "all single plans": compare(twenty, singles),
-        "all plans": compare(ten, every),
-        "overhead per batched step, ms": 1000 * overhead(twenty, singles),
-        "memory": bounded(twenty, singles),
+        "samples": options.samples,
     }
+    for name, setting in settings(options.samples):
+        report[name] = {
+            "all single plans": against_calls(setting, SINGLES, options.repeats),
+            "all plans": against_calls(setting, EVERY, 1),
+            "single plans by each": of_limit(setting, SINGLES, options.repeats),
+            "replayed step, ms": 1000 * replayed_step(setting, 20, options.repeats),
+            "switch of 100 layers, us": 1e6 * switch(setting),
+            "memory": bounded(setting, SINGLES),
+        }
+        print(f"{name}:\n{json.dumps(report[name], indent=2)}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    for name, value in report.items():
-        for row in value if isinstance(value, list) else [value]:
-            text = row
-            if isinstance(row, dict):
-                text = "; ".join(
-                    f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v:,}" for k, v in row.items()
-                )
-            print(f"{name}: {text}")
     print(f"wrote {options.out}")
 
 

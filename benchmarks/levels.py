@@ -4,7 +4,7 @@
 
 All on the embedded sd3, in one run, in turn: (a) a step of all samples at each level over one at
 the reference, medians over rounds; simulated levels have no speed of their own, only a price;
-(b) for each residency, what the bank holds, and how long a switch to another level takes.
+(b) for each residency, what the bank holds, and how long a switch to another level and back takes.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ from tmpdiff_bench.levels import (
     LevelBank,
     reason_against,
 )
-from tmpdiff_bench.noise import initial_noise
-from tmpdiff_bench.pipelines import load_model
+from tmpdiff_bench.pipelines import load_pipeline, quantized_layers
+from tmpdiff_bench.pipelines.calls import Call
 from tmpdiff_bench.zoo.prompts import mixed_prompts
 
+STEPS = 20
 SWITCHED = ("fp32", "w4a4", "nvfp4", "w4a4+lr32")
 
 
@@ -42,6 +43,25 @@ def seconds(call: Callable[[], object]) -> float:
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
+
+
+def switch(bank: LevelBank, level: str) -> None:
+    """To a level and back."""
+    with bank.at(level):
+        pass
+
+
+def inputs_of_step(pipe: Any, call: Call, step: int) -> tuple[Any, Any]:
+    """What the denoiser is called with at a step of all samples, once a step."""
+    seen: list[tuple[Any, Any]] = []
+    hook = pipe.transformer.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True
+    )
+    try:
+        pipe(**call.arguments(range(len(call))))
+    finally:
+        hook.remove()
+    return seen[step]
 
 
 def running_levels() -> list[str]:
@@ -55,16 +75,19 @@ def running_levels() -> list[str]:
 @torch.no_grad()
 def measure(samples: int, rounds: int) -> dict[str, Any]:
     """Both comparisons."""
-    stepwise = load_model("sd3").stepwise(steps=20, guidance=4.0)
+    loaded = load_pipeline("sd3")
+    denoiser = loaded.pipeline.transformer
     texts = list(mixed_prompts(samples, "calibration")["text"])
-    conditioning = stepwise.encode(texts)
-    state = stepwise.initial_state(initial_noise([(t, 0) for t in texts], stepwise.latent_shape))
-    calibrate = partial(stepwise.step, state, 5, stepwise.denoiser, conditioning)
-    levels = running_levels()
-    bank = LevelBank(stepwise.denoiser, levels, stepwise.quantized, calibrate)
+    arguments = {**loaded.defaults, "num_inference_steps": STEPS, "output_type": "latent"}
+    call = Call(arguments, {"prompt": texts}, range(samples))
+    args, kwargs = inputs_of_step(loaded.pipeline, call, STEPS // 4)
+    calibrate = partial(denoiser, *args, **kwargs)
+    levels, layers = running_levels(), quantized_layers(denoiser)
+    bank = LevelBank(denoiser, levels, layers, calibrate)
 
     def forward(level: str) -> float:
-        return seconds(lambda: stepwise.step(state, 5, bank[level], conditioning))
+        with bank.at(level):
+            return seconds(calibrate)
 
     for level in levels:
         forward(level)
@@ -75,18 +98,19 @@ def measure(samples: int, rounds: int) -> dict[str, Any]:
     }
     residencies = {}
     for mode in RESIDENCIES:
-        switching = LevelBank(stepwise.denoiser, SWITCHED, stepwise.quantized, calibrate, mode)
-        told = LevelBank.memory(stepwise.denoiser, SWITCHED, stepwise.quantized, mode)
+        switching = LevelBank(denoiser, SWITCHED, layers, calibrate, mode)
+        told = LevelBank.memory(denoiser, SWITCHED, layers, mode)
         found: dict[str, list[float]] = {level: [] for level in SWITCHED[1:]}
         for _ in range(rounds):
             for level, took in found.items():
-                took.append(1000 * seconds(partial(switching.__getitem__, level)))
-        switch = {level: statistics.median(took) for level, took in found.items()}
-        residencies[mode] = {"memory, MB": told.total / 1e6, "switch, ms": switch}
+                took.append(1000 * seconds(partial(switch, switching, level)))
+        medians = {level: statistics.median(took) for level, took in found.items()}
+        residencies[mode] = {"memory, MB": told.total / 1e6, "switch, ms": medians}
     return {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "samples": samples,
+        "layers": len(layers),
         "reference step, s": statistics.median(row[reference] for row in times),
         "forward of a level / of the reference": ratios,
         "residencies": residencies,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.plan import MAX_STEPS, PrecisionPlan
+from tmpdiff_bench.plan import MAX_STEPS, PlanSchedule, PrecisionPlan
 
 any_level = st.text(min_size=1, max_size=8).filter(lambda name: not re.search(r"[\s*]", name))
 # Few distinct names, so that runs longer than one step and equal plans are common.
@@ -162,6 +162,19 @@ def test_malformed_text_is_refused(text: str, named: str) -> None:
         ('{"levels": [], "schema_version": 1}', "got 0"),
         ('{"levels": [16], "schema_version": 1}', "bad level name 16"),
         ('{"levels": [["bf16"]], "schema_version": 1}', "bad level name ['bf16']"),
+        *[
+            (f'{{"levels": ["bf16"], "schema_version": 1, "schedule": {schedule}}}', named)
+            for schedule, named in (
+                ("null", "an object of ['scheduler', 'sigmas', 'timesteps'], got None"),
+                ('{"scheduler": "S", "sigmas": [1]}', "an object of ['scheduler', 'sigmas'"),
+                ('{"scheduler": "S", "sigmas": 1, "timesteps": null}', "are lists or null"),
+                ('{"scheduler": 1, "sigmas": [1], "timesteps": null}', "scheduler's class, got 1"),
+                ('{"scheduler": "S", "sigmas": null, "timesteps": null}', "got neither"),
+                ('{"scheduler": "S", "sigmas": [NaN], "timesteps": null}', "finite numbers"),
+                ('{"scheduler": "S", "sigmas": ["1"], "timesteps": null}', "finite numbers"),
+                ('{"scheduler": "S", "sigmas": [1, 0], "timesteps": null}', "1 steps, its sch"),
+            )
+        ],
     ],
 )
 def test_malformed_json_is_refused(text: str, named: str) -> None:
@@ -175,3 +188,44 @@ def test_json_without_a_field_is_refused(plan: PrecisionPlan, field: str) -> Non
     del content[field]
     with pytest.raises(UsageError, match="the fields"):
         PrecisionPlan.from_json(json.dumps(content))
+
+
+MADE_FOR = PlanSchedule("Euler", (1.0, 0.8), (1000.0, 800.0))
+
+
+def test_a_schedule_goes_with_a_plan_and_is_no_part_of_it() -> None:
+    plan, bare = PrecisionPlan(("bf16", "w4a4"), MADE_FOR), PrecisionPlan(("bf16", "w4a4"))
+    assert plan == bare
+    assert (hash(plan), plan.digest) == (hash(bare), bare.digest)
+    back = PrecisionPlan.from_json(plan.to_json())
+    assert back.schedule == plan.replace(0, "w4a4").schedule == MADE_FOR
+    assert back.to_json() == plan.to_json()
+    assert "schedule" not in json.loads(bare.to_json())
+    with pytest.raises(UsageError, match="the plan has 3 steps, its schedule 2 noise levels"):
+        PrecisionPlan(("bf16",) * 3, MADE_FOR)
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "timesteps", "text"),
+    [
+        ((1.0, 0.807), None, None),
+        ((1.0, 0.809), None, "step 1 has sigma 0.8 in the plan (Euler), 0.809 in the run (Heun)"),
+        ((1.1, 0.6), None, "step 1 has sigma 0.8 in the plan (Euler), 0.6 in the run (Heun)"),
+        (None, (1000.0, 809.0), None),
+        (None, (985.0, 800.0), "step 0 has timestep 1000 in the plan (Euler), 985 in the run"),
+        ((1.0, 0.8), (1.0, 1.0), None),  # sigmas are what a network sees; timesteps count anyhow
+    ],
+)
+def test_runs_whose_noise_differs_by_more_than_one_percent(
+    sigmas: tuple[float, ...] | None, timesteps: tuple[float, ...] | None, text: str | None
+) -> None:
+    found = MADE_FOR.difference(PlanSchedule("Heun", sigmas, timesteps))
+    assert found == text if text is None else str(found).startswith(text)
+
+
+def test_noise_that_is_counted_in_other_units_is_said_to_be() -> None:
+    run = PlanSchedule("DDIM", timesteps=(999.0, 0.0))
+    found = PlanSchedule("Euler", (1.0, 0.5)).difference(run)
+    assert found is not None
+    assert "Euler" in found
+    assert "DDIM" in found

@@ -30,6 +30,7 @@ def keyed_noise(
     return torch.from_numpy(stream.standard_normal(tuple(shape), dtype=np.float32))
 
 
-def initial_noise(samples: Sequence[tuple[str, int]], shape: Sequence[int]) -> Tensor:
-    """The noise that samples (prompt id, seed) start from: (n, *shape)."""
-    return torch.stack([keyed_noise(prompt, seed, "initial", shape) for prompt, seed in samples])
+def generator_seed(prompt_id: str, seed: int) -> int:
+    """The seed (0 to 2^32 - 1) of the `torch.Generator` that a sample's pipeline call is given."""
+    key = json.dumps([prompt_id, seed, "generator"], ensure_ascii=False)
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "little")

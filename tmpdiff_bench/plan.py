@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import accumulate, groupby
 from typing import Any
 
@@ -16,6 +17,56 @@ MAX_STEPS = 10_000  # turns a typing error such as `w4a4*10000000000` into a mes
 _SCHEMA_VERSION = 1
 _LEVEL = re.compile(r"[^\s*]+")
 _RUN = re.compile(r"([^*]+)(?:\*([1-9][0-9]{0,9}))?")
+_SAME = 0.01  # noise levels that differ by less are those that a plan was made for
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSchedule:
+    """The noise levels that a plan was made for: the scheduler's class, and an entry a step of its
+    `sigmas`, of its `timesteps`, or of both. Anything else is a `UsageError`.
+
+    >>> made_for = PlanSchedule("Euler", (1.0, 0.75))
+    >>> made_for.difference(PlanSchedule("Heun", (1.0, 0.752)))  # nothing to speak of
+    >>> made_for.difference(PlanSchedule("Heun", (1.0, 0.5)))
+    'step 1 has sigma 0.75 in the plan (Euler), 0.5 in the run (Heun)'
+    """
+
+    scheduler: str
+    sigmas: tuple[float, ...] | None = None
+    timesteps: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.scheduler, str) or not self.scheduler:
+            raise UsageError(f"a schedule names its scheduler's class, got {self.scheduler!r}")
+        if not self.sigmas and not self.timesteps:
+            raise UsageError("a schedule has sigmas or timesteps, got neither")
+        for name in ("sigmas", "timesteps"):
+            noise = getattr(self, name)
+            if noise is not None and not (isinstance(noise, tuple) and all(map(_finite, noise))):
+                raise UsageError(f"a schedule's {name} are finite numbers, got {noise!r}")
+
+    def difference(self, run: PlanSchedule) -> str | None:
+        """Where the noise of a run differs most from this, if it does by more than 1 %: of the
+        sigma, or of the largest timestep where one of them has no sigmas.
+        """
+        if self.sigmas and run.sigmas:
+            unit, mine, theirs, whole = "sigma", self.sigmas, run.sigmas, self.sigmas
+        elif self.timesteps and run.timesteps:
+            unit, mine, theirs = "timestep", self.timesteps, run.timesteps
+            whole = (max(map(abs, mine)),) * len(mine)
+        else:
+            return (
+                f"the noise of the plan's {self.scheduler} and of the run's {run.scheduler} can't "
+                "be compared: one has sigmas alone, one timesteps"
+            )
+        apart = [abs(a - b) / (abs(w) or 1) for a, b, w in zip(mine, theirs, whole, strict=False)]
+        step = apart.index(max(apart))
+        if apart[step] <= _SAME:
+            return None
+        return (
+            f"step {step} has {unit} {mine[step]:.4g} in the plan ({self.scheduler}), "
+            f"{theirs[step]:.4g} in the run ({run.scheduler})"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +74,8 @@ class PrecisionPlan:
     """One level per step, in denoising-loop order: step 0 is the noisiest.
 
     `levels` is a tuple of S level names, each non-empty and without whitespace or `*`. Plans are
-    values: equal levels make equal plans, hashes and digests. Anything else is a `UsageError`.
+    values: equal levels make equal plans, hashes and digests, whatever the `schedule` that they
+    were made for. Anything else is a `UsageError`.
 
     >>> plan = PrecisionPlan.uniform("w4a4", 5).replace(0, "bf16")
     >>> str(plan), plan[0], len(plan), plan.count("w4a4")
@@ -31,6 +83,7 @@ class PrecisionPlan:
     """
 
     levels: tuple[str, ...]
+    schedule: PlanSchedule | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.levels, tuple):
@@ -46,6 +99,12 @@ class PrecisionPlan:
                 raise UsageError(
                     f"bad level name {level!r}: names are non-empty, without whitespace or '*'"
                 )
+        if self.schedule is not None:
+            for noise in (self.schedule.sigmas, self.schedule.timesteps):
+                if noise is not None and len(noise) != len(self):
+                    raise UsageError(
+                        f"the plan has {len(self)} steps, its schedule {len(noise)} noise levels"
+                    )
 
     def __len__(self) -> int:
         return len(self.levels)
@@ -69,7 +128,7 @@ class PrecisionPlan:
         """The same plan with `step` (0..S-1) at `level`. Raises `UsageError` for another step."""
         if not 0 <= step < len(self):
             raise UsageError(f"step {step} is outside 0..{len(self) - 1}")
-        return PrecisionPlan((*self.levels[:step], level, *self.levels[step + 1 :]))
+        return PrecisionPlan((*self.levels[:step], level, *self.levels[step + 1 :]), self.schedule)
 
     @classmethod
     def uniform(cls, level: str, steps: int) -> PrecisionPlan:
@@ -115,7 +174,9 @@ class PrecisionPlan:
         >>> PrecisionPlan(("bf16", "w4a4")).to_json()
         '{"levels":["bf16","w4a4"],"schema_version":1}'
         """
-        content = {"levels": self.levels, "schema_version": _SCHEMA_VERSION}
+        content: dict[str, Any] = {"levels": self.levels, "schema_version": _SCHEMA_VERSION}
+        if self.schedule is not None:
+            content["schedule"] = asdict(self.schedule)
         return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
     @classmethod
@@ -132,22 +193,25 @@ class PrecisionPlan:
         except (ValueError, RecursionError) as error:
             raise UsageError(f"a plan's JSON cannot be read: {error}") from error
         fields = set(content) if isinstance(content, dict) else None
-        if fields != {"levels", "schema_version"}:
+        if fields is None or fields - {"schedule"} != {"levels", "schema_version"}:
             found = type(content).__name__ if fields is None else f"the fields {sorted(fields)}"
             raise UsageError(
-                f"a plan's JSON is an object of 'levels' and 'schema_version', got {found}"
+                "a plan's JSON is an object of 'levels', 'schema_version' and perhaps 'schedule', "
+                f"got {found}"
             )
         version, levels = content["schema_version"], content["levels"]
         if type(version) is not int or version != _SCHEMA_VERSION:
             raise UsageError(f"plan schema version {version!r} is not {_SCHEMA_VERSION}")
         if not isinstance(levels, list):
             raise UsageError(f"a plan's 'levels' is a list of level names, got {levels!r}")
-        return cls(tuple(levels))
+        schedule = _read_schedule(content["schedule"]) if "schedule" in content else None
+        return cls(tuple(levels), schedule)
 
     @property
     def digest(self) -> str:
-        """sha256 of the canonical JSON, as 64 hexadecimal digits."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
+        """sha256 of the canonical JSON without a schedule, as 64 hexadecimal digits."""
+        alone = PrecisionPlan(self.levels)
+        return hashlib.sha256(alone.to_json().encode()).hexdigest()
 
 
 def check_lengths(plans: Sequence[PrecisionPlan]) -> int:
@@ -181,6 +245,21 @@ def _first_differences(rows: Iterable[tuple[str, ...]]) -> Iterator[int]:
     for row in sorted(set(rows)):
         yield next((i for i, (a, b) in enumerate(zip(before, row, strict=False)) if a != b), 0)
         before = row
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _read_schedule(content: Any) -> PlanSchedule:
+    names = {"scheduler", "sigmas", "timesteps"}
+    if not isinstance(content, dict) or content.keys() != names:
+        raise UsageError(f"a plan's 'schedule' is an object of {sorted(names)}, got {content!r}")
+    noise = (content["sigmas"], content["timesteps"])
+    if any(entries is not None and not isinstance(entries, list) for entries in noise):
+        raise UsageError(f"a schedule's sigmas and timesteps are lists or null, got {content!r}")
+    sigmas, timesteps = (None if entries is None else tuple(entries) for entries in noise)
+    return PlanSchedule(content["scheduler"], sigmas, timesteps)
 
 
 def _check_steps(steps: int) -> None:

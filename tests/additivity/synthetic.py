@@ -86,6 +86,6 @@ def recording(
         joint=joint.astype(np.float32),
         floor=np.full(len(samples), 1e-5, dtype=np.float32),
         table=pd.concat(frames, ignore_index=True).assign(model="toy", dataset="toy"),
-        manifest={"title": "toy", "workload": {"steps": steps}, "nfe": 0},
+        manifest={"title": "toy", "workload": {"steps": steps}, "nfe": {"per_step": [1] * steps}},
     )
     return cast("Recording", made)

@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.trajectory.conftest import ToyBank, ToyPipeline
+from tests.toy import toy, toy_banks, toy_call
 from tests.trajectory.test_recorder import workload
 from tmpdiff_bench.additivity import analyse, joint_design
-from tmpdiff_bench.trajectory import JointRun, Recording, record, recorder
+from tmpdiff_bench.pipelines import LoadedModel
+from tmpdiff_bench.trajectory import JointRun, Recording, recorder
+from tmpdiff_bench.trajectory.recorder import record_setup
+from tmpdiff_bench.trajectory.setup import Setup
 
 STEPS = 6
 PROMPTS = {f"p{i}": "x" * i for i in range(8)}
@@ -25,12 +28,15 @@ Denoiser = Callable[[torch.Tensor], torch.Tensor]
 
 
 def recorded(folder: Path, monkeypatch: pytest.MonkeyPatch, low: Denoiser) -> Recording:
-    levels = {"high": lambda x: -x, "low": low}
-    monkeypatch.setattr(recorder, "LevelBank", lambda *_: ToyBank(levels))
+    levels = {"fp32": lambda x: -x, "w4a4": low}
+    monkeypatch.setattr(recorder, "level_banks", toy_banks(levels))
     design = joint_design(tuple(levels), STEPS, per_level=10, complements=2, mixed=0, rng=0)
-    joint = [JointRun(plan.plan, plan.kind, plan.held_out) for plan in design]
-    setting = workload(steps=STEPS, prompts=PROMPTS)
-    return record(ToyPipeline(STEPS), setting, tuple(levels), joint, folder, title="", dataset="")
+    joint = tuple(JointRun(plan.plan, plan.kind, plan.held_out) for plan in design)
+    asked = workload(steps=STEPS, prompts=PROMPTS)
+    texts = [PROMPTS[prompt] for prompt, _ in asked.samples]
+    call = toy_call(texts, STEPS, seeds=asked.generator_seeds)
+    loaded = LoadedModel("toy", toy(), "untrained", "0" * 64, torch.device("cpu"))
+    return record_setup(Setup(loaded, call, asked, tuple(levels), "toy", joint), folder)
 
 
 def test_linear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +58,7 @@ def test_quadratic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recording = recorded(tmp_path, monkeypatch, lambda x: -x + strength * x.square())
     length = np.array([len(PROMPTS[prompt]) for prompt, _ in recording.samples])[:, None]
     for plan, joint in zip(recording.plans, recording.joint, strict=True):
-        low = [step for step, level in enumerate(plan) if level == "low"]
+        low = [step for step, level in enumerate(plan) if level == "w4a4"]
         if len(low) != 2:
             continue
         pairs += 1

@@ -14,6 +14,7 @@ from analysis import predictors as predictors_table
 from tmpdiff_bench.additivity import analyse
 from tmpdiff_bench.additivity.experiment import record_design
 from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.experiment import Experiment
 from tmpdiff_bench.trajectory import Recording
 
 SETTINGS: dict[str, Any] = {
@@ -21,17 +22,11 @@ SETTINGS: dict[str, Any] = {
     "steps": 4,
     "num_prompts": 3,
     "num_seeds": 1,
-    "guidance": 4.0,
-    "seed": 0,
-    "device": "cpu",
-    "joint_plans": 6,
-    "max_batch": 16,
-    "state_memory": 2**30,
 }
 
 
 def make(folder: Path, **changes: Any) -> Recording:
-    return record_design("sd3", folder=folder, **{**SETTINGS, **changes})
+    return record_design(Experiment("sd3", **{**SETTINGS, **changes}), folder, joint_plans=6)
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +63,8 @@ def test_the_report_of_a_small_experiment(recording: Recording) -> None:
         ({"levels": ("fp32", "w4a44")}, "did you mean 'w4a4'"),
         ({"levels": ("fp32", "w4a4", "w4a4")}, "named twice"),
         ({"steps": 0}, "--steps is 0"),
-        ({"guidance": float("nan")}, "--guidance is nan"),
-        ({"num_prompts": 0}, "0 prompts asked for"),
+        ({"call": {"guidance_scale": float("nan")}}, "--call guidance_scale is nan"),
+        ({"num_prompts": 0}, "--num-prompts is 0"),
         ({"num_prompts": 4000}, "4000 prompts asked for"),
         ({"num_seeds": 0}, "--num-seeds is 0"),
         ({"device": "cuda:99"}, "not available here"),

@@ -26,6 +26,7 @@ from tmpdiff_bench.additivity.several import find_recordings
 from tmpdiff_bench.additivity.style import MAIN_METRIC, MAIN_PREDICTORS, level_label
 from tmpdiff_bench.commands import run
 from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.experiment import Experiment
 from tmpdiff_bench.trajectory import Recording
 
 
@@ -179,14 +180,14 @@ def test_all_models_by_the_command(
     made = make_recording(steps=4, prompts=3, plans=4)
     state: dict[str, Any] = {"interrupt": True, "asked": []}
 
-    def record_design(model: str, *, folder: Path, **options: Any) -> Recording:
-        state["asked"].append((model, options["steps"]))
-        if model == "flux" and state["interrupt"]:
+    def record_design(asked: Experiment, out: Path, *, joint_plans: int) -> Recording:
+        assert joint_plans == 12
+        state["asked"].append((asked.model, asked.steps))
+        if asked.model == "flux" and state["interrupt"]:
             raise KeyboardInterrupt
-        return of_model(model, made).save(folder)
+        return of_model(str(asked.model), made).save(out)
 
     monkeypatch.setattr(experiment, "record_design", record_design)
-    monkeypatch.setattr(experiment, "planned_nfe", lambda model, **_: 1000)
     monkeypatch.setattr("tmpdiff_bench.pipelines.embedded_models", lambda: ("sd3", "flux"))
     monkeypatch.chdir(tmp_path)
     arguments = ["--model", "all", "--steps", "4", "--out", "all"]
@@ -195,7 +196,7 @@ def test_all_models_by_the_command(
     assert not (tmp_path / "all" / "report.html").exists()
     told = capsys.readouterr().err.splitlines()
     assert "sdxl: left out, its embedded weights are not in this installation" in told
-    assert "2,000 network evaluations in all: sd3 1,000, flux 1,000" in told
+    assert "flux: 2 of 2 models" in told
     state["interrupt"] = False
     assert _status(arguments) == 0
     assert state["asked"][:2] == [("sd3", 4), ("flux", 4)]
@@ -215,5 +216,5 @@ def test_all_models_by_the_command(
 def test_no_model_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tmpdiff_bench.pipelines.embedded_models", tuple)
     with pytest.raises(UsageError, match="no embedded weights are in this installation"):
-        several.every_model(tmp_path / "out", {}, margin=0.1)
+        several.every_model(Experiment("all"), tmp_path / "out", joint_plans=2, margin=0.1)
     assert not list(tmp_path.iterdir())

@@ -239,7 +239,7 @@ def test_a_process_that_died_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: 
             "an effect only with --w",
         ),
         (
-            "measure --model sd3 --weights random --levels native:bf16,native:w8a8 --guidance 2",
+            "measure --model sd3 --weights random --levels native:bf16,native:w8a8 --call a=2",
             "no effect with --weights random",
         ),
         ("roofline --model sd3,sd3 --hardware h200", "names sd3 more than once"),

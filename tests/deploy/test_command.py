@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from tmpdiff_bench.commands import run
 from tmpdiff_bench.deploy.__main__ import main
 from tmpdiff_bench.deploy.comparison import compare, side_by_side
-from tmpdiff_bench.pipelines import load_model
+from tmpdiff_bench.pipelines import load_pipeline
 from tmpdiff_bench.plan import PrecisionPlan
 
 FIRST_LAST = PrecisionPlan.parse("fp32*2 w4a4*3 fp32")
@@ -74,6 +74,22 @@ def test_apply_draws_both_images(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert picture.size == (2 * 64 + 2, 64 + 18)
 
 
+def test_a_plan_carries_the_noise_levels_it_was_made_for(tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    argv = ["allocate", "--model", "sd3", "--steps", "3", "--levels", "fp32,w4a4", "--speedup", "2"]
+    main([*argv, "--num-prompts", "2", "--out", str(out)])
+    plan = PrecisionPlan.from_json(out.read_text())
+    pipe = load_pipeline("sd3").pipeline
+    pipe.scheduler.set_timesteps(3)
+    assert plan.schedule is not None
+    assert plan.schedule.scheduler == "FlowMatchEulerDiscreteScheduler"
+    assert plan.schedule.sigmas == pytest.approx(pipe.scheduler.sigmas[:-1].tolist())
+    image = tmp_path / "image.png"
+    call = ["--call", "guidance_scale=2.5", "--seed", "3", "--repeats", "1"]
+    main(["apply", str(out), "--prompt", "a blue star", "--out", str(image), *call])
+    assert image.exists()
+
+
 @pytest.mark.parametrize(
     ("dtype", "reference", "plan", "emulated"),
     [
@@ -86,7 +102,7 @@ def test_times_are_a_speedup_only_where_nothing_is_emulated(
     dtype: str, reference: str, plan: str, emulated: tuple[str, ...]
 ) -> None:
     """Neither in the plan nor in the reference; a model's own dtype is not emulated."""
-    loaded = load_model("sd3", dtype=dtype)
+    loaded = load_pipeline("sd3", dtype=dtype)
     chosen = PrecisionPlan.parse(plan)
     found = compare(loaded, chosen, "a red circle", repeats=1, reference=reference)
     assert found.simulated == emulated
@@ -109,6 +125,10 @@ def test_times_are_a_speedup_only_where_nothing_is_emulated(
         (["apply", "PLAN", "--prompt", " ", "--out", "a.png"], "--prompt is empty"),
         (["apply", "PLAN", "--prompt", "x", "--out", "a.png", "--model", "sd4"], "'sd3'"),
         (["apply", "PLAN", "--prompt", "x", "--out", "a.json"], "no ending of a picture"),
+        (
+            ["apply", "PLAN", "--prompt", "x", "--out", "a.png", "--call", "guidance=2"],
+            "did you mean 'guidance_scale'",
+        ),
         (["apply", "PLAN", "--prompt", "x", "--out", "no/such/a.png"], "can't be written"),
         (["apply", "CUT", "--prompt", "x", "--out", "a.png"], "a plan's JSON cannot be read"),
         (["apply", "MORE", "--prompt", "x", "--out", "a.png"], "got the fields ['levels', 'note'"),

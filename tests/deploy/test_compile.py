@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from tests.deploy.conftest import call, of_its_own, place_of
+from tests.deploy.conftest import build, call, denoisers
 from tmpdiff_bench import deploy
 from tmpdiff_bench.plan import PrecisionPlan
 
 # diffusers 0.42 converts tensors in a way that NumPy 2 deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
+SD3, FLUX = "StableDiffusion3Pipeline", "FluxPipeline"
+PIXART, SDXL = "PixArtSigmaPipeline", "StableDiffusionXLPipeline"
 PLAN = PrecisionPlan.parse("fp32 w4a4 w8a8 w4a4")
 # denoisers of the same classes with one block of each kind: tracing takes time by the block
 SMALL: dict[str, dict[str, Any]] = {
-    "sd3": {"num_layers": 1},
-    "flux": {"num_layers": 1, "num_single_layers": 1},
-    "pixart": {"num_layers": 1},
-    "sdxl": {
+    SD3: {"num_layers": 1},
+    FLUX: {"num_layers": 1, "num_single_layers": 1},
+    PIXART: {"num_layers": 1},
+    SDXL: {
         "down_block_types": ("CrossAttnDownBlock2D",),
         "mid_block_type": None,
         "up_block_types": ("CrossAttnUpBlock2D",),
@@ -31,29 +32,31 @@ SMALL: dict[str, dict[str, Any]] = {
         "attention_head_dim": 2,
     },
 }
-OPTIONS: dict[str, dict[str, Any]] = {
-    "flux": {"true_cfg_scale": 3.0, "negative_prompt": [""] * 2},  # two calls of the network a step
-    "pixart": {"use_resolution_binning": False, "clean_caption": False},
-}
+TWICE = {"true_cfg_scale": 3.0, "negative_prompt": [""] * 2}  # two calls of the network a step
 
 
 @pytest.mark.parametrize(
-    ("family", "way"),
+    ("name", "way"),
     [
-        *[("sd3", "before"), ("sd3", "after"), ("flux", "before"), ("flux", "blocks")],
-        *[("pixart", "after"), ("sdxl", "before")],
+        (SD3, "before"),
+        (SD3, "after"),
+        (FLUX, "before"),
+        (FLUX, "blocks"),
+        (PIXART, "after"),
+        (SDXL, "before"),
     ],
 )
 def test_a_compiled_denoiser_is_compiled_once_a_level(
-    untrained: Callable[[str], Any], family: str, way: str, monkeypatch: pytest.MonkeyPatch
+    name: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before or after a plan is applied, whole or by its blocks: later steps, later images, and
     other orders of levels compile nothing.
     """
-    pipe = of_its_own(untrained(family))
-    place, options = place_of(pipe), {"height": 64, "width": 64, **OPTIONS.get(family, {})}
-    whole = getattr(pipe, place)
-    original = type(whole).from_config({**whole.config, **SMALL[family]}).eval()
+    pipe = build(name)
+    [place] = denoisers(pipe)
+    whole: Any = getattr(pipe, place)
+    options: Any = TWICE if name == FLUX else {}
+    original = type(whole).from_config({**whole.config, **SMALL[name]}).eval()
     setattr(pipe, place, original)
     deploy.apply(pipe, PLAN)
     expected = call(pipe, **options)

@@ -57,7 +57,7 @@ def test_the_layer_computes_what_the_paper_says(network: Branches, x: Tensor) ->
     inputs = x / torch.from_numpy(factors)
     expected = quantize_dequantize(inputs, "int4") @ rest.T + network.query.bias
     expected += inputs @ torch.from_numpy(low_rank.astype(np.float32)).T
-    found = bank["w4a4+lr8"].get_submodule("query")(x)
+    found = bank.layers("w4a4+lr8")["query"](x)
     # a code that sits on a tie may fall to the other side
     assert ((found - expected).abs() > 1e-4 * expected.abs().max()).float().mean() < 0.01
 
@@ -70,7 +70,7 @@ def test_the_branch_lowers_the_error_and_a_full_one_removes_that_of_weights(
     levels = ("fp32", "w4a4", *(f"w4a4+lr{rank}" for rank in ranks), "w8a16+lr96")
     bank = LevelBank(network, levels, NAMES, lambda: network(x))
     reference = network.query(x)
-    found = [bank[level].get_submodule("query")(x) - reference for level in levels[1:]]
+    found = [bank.layers(level)["query"](x) - reference for level in levels[1:]]
     errors = [float(error.norm() / reference.norm()) for error in found]
     assert errors[0] > errors[1] > errors[2] > errors[3]
     assert errors[-1] < 1e-5, "nothing is left to round"
@@ -90,7 +90,7 @@ def test_smoothing_makes_both_ranges_equal(network: Branches, x: Tensor) -> None
 
 def test_layers_with_one_input_share_its_rounding(network: Branches, x: Tensor) -> None:
     bank = LevelBank(network, ("fp32", "w4a4+lr4"), NAMES, lambda: network(x))
-    inputs = [bank["w4a4+lr4"].get_submodule(f"{name}._inputs") for name in NAMES]
+    inputs = [bank.layers("w4a4+lr4")[name]._inputs for name in NAMES]
     assert inputs[0] is inputs[1]
     assert inputs[0] is not inputs[2]
     assert not any(layer._forward_pre_hooks for layer in network.modules()), "hooks are gone"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.levels import RESIDENCIES, Device, LevelBank
+from tmpdiff_bench.levels.leaf import Leaf
 
 NAMES = ("query", "key", "conv")
 RUNNING = (
@@ -15,6 +17,7 @@ RUNNING = (
     for level, feature in (("native:bf16", "bf16"), ("native:w8a8", "int8"))
     if feature in Device.of(torch.device("cpu")).features
 )
+FACTORS = 2 * 128 * 4  # bytes of smoothing factors, counted for query and for key, which share them
 LEVELS = ("fp32", "bf16", "w8a8", "w4a4+lr8", "nvfp4", *RUNNING)
 
 
@@ -41,11 +44,18 @@ def x() -> Tensor:
     return torch.randn(2, 7, 128, generator=torch.Generator().manual_seed(0))
 
 
-def own(module: nn.Module, reference: nn.Module) -> int:
-    """Bytes of the tensors that a level does not share with the reference."""
-    shared = {id(t) for t in (*reference.parameters(), *reference.buffers())}
-    tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}
-    return sum(t.numel() * t.element_size() for key, t in tensors.items() if key not in shared)
+def own(bank: LevelBank, level: str) -> int:
+    """Bytes of the tensors that a level has for itself."""
+    tensors = {id(t): t for leaf in bank.layers(level).values() for t in leaf.own.values()}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def alive(network: nn.Module) -> int:
+    """Bytes of all leaves of a network that there are, whoever holds them."""
+    gc.collect()
+    leaves = [found for found in gc.get_objects() if issubclass(type(found), Leaf)]
+    mine = [leaf for leaf in leaves if any(leaf.layer is layer for layer in network.modules())]
+    return sum(t.numel() * t.element_size() for leaf in mine for t in leaf.own.values())
 
 
 @torch.no_grad()
@@ -54,39 +64,34 @@ def test_residencies_agree_in_every_bit(network: Network, x: Tensor) -> None:
         mode: LevelBank(network, LEVELS, NAMES, lambda: network(x), mode) for mode in RESIDENCIES
     }
     for level in (*LEVELS, *reversed(LEVELS)):
-        outputs = {mode: bank[level](x) for mode, bank in banks.items()}
+        outputs = {}
+        for mode, bank in banks.items():
+            with bank.at(level):
+                outputs[mode] = network(x)
         for mode in ("offload", "derive"):
             assert torch.equal(outputs[mode], outputs["resident"]), (mode, level)
 
 
-@pytest.mark.parametrize("mode", ["offload", "derive"])
+@pytest.mark.parametrize("mode", RESIDENCIES)
 @torch.no_grad()
 def test_only_the_level_in_use_takes_memory(network: Network, x: Tensor, mode: str) -> None:
     bank = LevelBank(network, LEVELS, NAMES, lambda: network(x), mode)
+    told = LevelBank.memory(network, LEVELS, NAMES, mode)
     low = [level for level in LEVELS if level != "fp32"]
-    for level in (*low, "fp32"):
-        awake = bank[level]
-        taken = {other: own(bank._modules[other], network) for other in low}
-        expected = low[-1] if level == "fp32" else level  # the reference leaves the last one
-        assert {other for other, size in taken.items() if size} == {expected}
-        awake(x)
-
-
-@pytest.mark.parametrize("mode", ["offload", "derive"])
-def test_a_level_put_aside_says_so(network: Network, x: Tensor, mode: str) -> None:
-    bank = LevelBank(network, LEVELS, NAMES, lambda: network(x), mode)
-    held = bank["w8a8"]
-    bank["bf16"]
-    with pytest.raises(UsageError, match="weights of level w8a8 are put aside: ask the bank"):
-        held(x)
+    for level in (*low, "fp32", *reversed(low)):
+        with bank.at(level):
+            network(x)
+        taken = alive(network)
+        each = {other: told.own[other] - FACTORS * ("lr" in other) for other in low}
+        latest = level if level != "fp32" else low[-1]  # the reference leaves the last one
+        assert taken == (sum(each.values()) if mode == "resident" else each[latest]), level
 
 
 @pytest.mark.parametrize("level", LEVELS[1:])
 def test_memory_is_told_before_it_is_taken(network: Network, x: Tensor, level: str) -> None:
     told = LevelBank.memory(network, ("fp32", level), NAMES)
-    taken = own(LevelBank(network, ("fp32", level), NAMES, lambda: network(x))[level], network)
-    # query and key share smoothing factors, which are counted for each
-    assert told.own[level] - taken == (128 * 4 if "lr" in level else 0)
+    taken = own(LevelBank(network, ("fp32", level), NAMES, lambda: network(x)), level)
+    assert told.own[level] - taken == FACTORS * ("lr" in level)
     assert told.reference == sum(p.nbytes for p in network.parameters())
     assert told.total == told.reference + told.own[level]
     resident = LevelBank.memory(network, LEVELS, NAMES)
@@ -101,7 +106,5 @@ def test_files_of_idle_weights_are_removed(network: Network, tmp_path, monkeypat
     bank = LevelBank(network, ("fp32", "w8a8"), NAMES, None, "offload")
     assert len(list(tmp_path.rglob("*.safetensors"))) == 1
     del bank
-    import gc
-
     gc.collect()
     assert not list(tmp_path.iterdir())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -10,114 +9,84 @@ import numpy as np
 import pytest
 import torch
 
-from tests.additivity.synthetic import recording
-from tests.trajectory.conftest import ToyBank, ToyPipeline
+from tests.additivity.synthetic import recording as synthetic
+from tests.toy import LEVELS, by_hand, toy, toy_banks, toy_call
 from tmpdiff_bench.allocators import AllocationProblem, gram, knapsack, random_search, uniform
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.noise import initial_noise
 from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.problems import (
     LiveError,
     RecordedError,
     RelativeCosts,
     from_recording,
-    live,
     live_problem,
 )
-from tmpdiff_bench.trajectory import PrefixEngine, Workload
+from tmpdiff_bench.problems.costs import costs_of_run
+from tmpdiff_bench.trajectory import PrefixEngine, Recording
 
 COSTS = RelativeCosts("assumed", {"fp32": 1.0, "w8a8": 0.5, "w4a4": 0.25})
-LEVELS = {
-    "fp32": lambda x: -x,
-    "w8a8": lambda x: -x + 0.01 * torch.sin(9 * x),
-    "w4a4": lambda x: -x + 0.1 * torch.cos(5 * x),
-}
 STEPS = 4
-WORKLOAD = Workload(
-    model="toy",
-    weights="embedded",
-    weights_digest="0" * 64,
-    sampler={"class": "Euler"},
-    steps=STEPS,
-    guidance=1.0,
-    resolution=(32, 32),
-    prompts={"p0": "a red circle", "p1": "two stars"},
-    seeds=(0, 1),
-    dtype="float32",
-    max_batch=3,
-)
+CALL = toy_call(["a red circle", "a red circle", "two stars", "two stars"], STEPS)
+
+
+def engine() -> PrefixEngine:
+    pipe = toy()
+    return PrefixEngine(pipe, toy_banks(LEVELS)(pipe), CALL, max_batch=3)
+
+
+def recording(nfe: int = 1, **changes: Any) -> Recording:
+    """With a count of network evaluations, which the synthetic ones lack."""
+    made = synthetic(**changes)
+    made.manifest["nfe"] = {"per_step": [nfe] * made.steps}
+    return made
 
 
 @pytest.fixture
-def toy(monkeypatch: pytest.MonkeyPatch) -> AllocationProblem:
-    monkeypatch.setattr(live, "LevelBank", lambda *_: ToyBank(LEVELS))
-    return live_problem(
-        ToyPipeline(STEPS), WORKLOAD, COSTS, levels=tuple(LEVELS), speedup=2, record_singles=True
-    )
+def task() -> AllocationProblem:
+    return live_problem(engine(), COSTS, speedup=2, record_singles=True)
 
 
-def test_live_errors_are_those_of_plain_runs(toy: AllocationProblem) -> None:
-    pipeline = ToyPipeline(STEPS)
-    texts = [WORKLOAD.prompts[prompt] for prompt, _ in WORKLOAD.samples]
-    noise = initial_noise(WORKLOAD.samples, pipeline.latent_shape)
-    engine = PrefixEngine(pipeline, ToyBank(LEVELS), pipeline.encode(texts), noise)
+def deviation(plan: PrecisionPlan) -> torch.Tensor:
+    """Of the final latents (n, ...), by loops by hand."""
+    reference = by_hand(LEVELS, ["fp32"] * STEPS, CALL)
+    return (by_hand(LEVELS, plan.levels, CALL) - reference).double()
+
+
+def test_live_errors_are_those_of_plain_runs(task: AllocationProblem) -> None:
     plan = PrecisionPlan(("w4a4", "fp32", "w8a8", "w4a4"))
-    finals = engine.evaluate([PrecisionPlan.uniform("fp32", STEPS), plan])
-    square = (finals[1] - finals[0]).double().square().flatten(1).mean(1)
-    assert toy.error(plan) == pytest.approx(float(square.sqrt().mean()), rel=1e-6)
-    assert toy.error(PrecisionPlan.uniform("fp32", STEPS)) == 0
+    square = deviation(plan).square().flatten(1).mean(1)
+    assert task.error(plan) == pytest.approx(float(square.sqrt().mean()), rel=1e-4)
+    assert task.error(PrecisionPlan.uniform("fp32", STEPS)) == 0
 
 
-def test_live_singles_are_measured_singles(toy: AllocationProblem) -> None:
-    assert toy.single_errors is not None
-    assert toy.gram is not None
-    for step in range(STEPS):
-        for level in (1, 2):
-            expected = toy.error(toy.single(step, level))
-            assert toy.single_errors[step, level] == pytest.approx(expected, rel=1e-6)
-            square = toy.gram[(level - 1) * STEPS + step, (level - 1) * STEPS + step]
-            assert math.sqrt(square) >= expected * (1 - 1e-6)  # a root of means, a mean of roots
-    assert gram(toy).error_source == "measured"
+def test_live_singles_are_measured_singles(task: AllocationProblem) -> None:
+    assert task.single_errors is not None
+    assert task.gram is not None
+    deviations = []
+    for level in (1, 2):
+        for step in range(STEPS):
+            plan = task.single(step, level)
+            assert task.single_errors[step, level] == pytest.approx(task.error(plan), rel=1e-6)
+            deviations.append(deviation(plan).flatten())
+    cells = torch.stack(deviations)
+    products = (cells @ cells.T / cells.shape[1]).numpy()
+    assert task.gram == pytest.approx(products, rel=1e-2, abs=1e-8)
+    assert gram(task).error_source == "measured"
 
 
-def test_the_engine_spends_what_the_account_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "LevelBank", lambda *_: ToyBank(LEVELS))
-    task = live_problem(ToyPipeline(STEPS), WORKLOAD, COSTS, levels=tuple(LEVELS), speedup=2)
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_the_engine_spends_what_the_account_says(guidance: float) -> None:
+    pipe = toy()
+    call = toy_call(["a", "two stars"], STEPS, guidance_scale=guidance)
+    task = live_problem(PrefixEngine(pipe, toy_banks(LEVELS)(pipe), call), COSTS, speedup=2)
+    assert task.nfe_per_step == (1 if guidance == 1 else 2,) * STEPS
     found = random_search(task)
     assert isinstance(task.error, LiveError)
-    assert task.error.engine.nfe == found.nfe * len(WORKLOAD.samples)
+    assert task.error.engine.nfe == found.nfe * len(call)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"steps": STEPS + 1}, "the pipeline's steps is 4, the workload's is 5"),
-        ({"guidance": 3.0}, "the pipeline's guidance is 1.0, the workload's is 3.0"),
-        ({"resolution": (64, 64)}, "the pipeline's resolution"),
-    ],
-)
-def test_a_pipeline_of_other_settings_than_the_workload_s(
-    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
-) -> None:
-    monkeypatch.setattr(live, "LevelBank", lambda *_: ToyBank(LEVELS))
-    other = dataclasses.replace(WORKLOAD, **changes)
-    with pytest.raises(UsageError, match=message):
-        live_problem(ToyPipeline(STEPS), other, COSTS, levels=tuple(LEVELS), speedup=2)
-
-
-def test_inner_products_are_only_given_in_the_units_of_errors(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(live, "LevelBank", lambda *_: ToyBank(LEVELS))
-    squares = live_problem(
-        ToyPipeline(STEPS),
-        WORKLOAD,
-        COSTS,
-        levels=tuple(LEVELS),
-        speedup=2,
-        metric="latent_mse",
-        record_singles=True,
-    )
+def test_inner_products_are_only_given_in_the_units_of_errors() -> None:
+    squares = live_problem(engine(), COSTS, speedup=2, metric="latent_mse", record_singles=True)
     assert squares.single_errors is not None
     for task in (squares, from_recording(recording(), COSTS, speedup=2, metric="latent_mse")):
         assert task.gram is None
@@ -135,22 +104,14 @@ def test_a_predicted_mean_square_is_the_form_itself() -> None:
     assert RecordedError(made, "latent_rmse")(plan) == pytest.approx(math.sqrt(square))
 
 
-@pytest.mark.parametrize(
-    ("workload", "nfe", "expected"),
-    [
-        ({"model": "sd3", "weights": "embedded", "guidance": 4.0}, {}, (2,) * 6),
-        ({"model": "sd3", "weights": "embedded", "guidance": 1.0}, {}, (1,) * 6),
-        ({"model": "flux", "weights": "embedded", "guidance": 4.0}, {}, (2,) * 6),
-        ({"model": "flux", "weights": "some/dev", "guidance": 4.0}, {}, (1,) * 6),
-        ({"model": "sd3", "guidance": 1.0}, {"per_step": [1, 2, 2, 2, 2, 1]}, (1, 2, 2, 2, 2, 1)),
-    ],
-)
-def test_guidance_counts_two_network_evaluations(
-    workload: dict[str, Any], nfe: dict[str, Any], expected: tuple[int, ...]
-) -> None:
-    made = recording()
-    made.manifest.update(workload=workload, nfe=nfe)
-    assert from_recording(made, COSTS, speedup=2).nfe_per_step == expected
+@pytest.mark.parametrize("nfe", [1, 2])
+def test_network_evaluations_are_those_that_the_recorder_counted(nfe: int) -> None:
+    assert from_recording(recording(nfe), COSTS, speedup=2).nfe_per_step == (nfe,) * 6
+
+
+def test_steps_that_no_run_comes_to_cost_nothing() -> None:
+    costs = costs_of_run(COSTS, ["fp32", "w4a4"], [0, 0, 2, 2])
+    assert costs.tolist() == [[0, 0], [0, 0], [1, 0.25], [1, 0.25]]
 
 
 def test_plans_that_are_not_the_recording_s() -> None:
@@ -161,10 +122,9 @@ def test_plans_that_are_not_the_recording_s() -> None:
         error(PrecisionPlan.parse("fp32*5 w8a9"))
 
 
-def test_unknown_metrics_and_levels_without_a_cost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "LevelBank", lambda *_: ToyBank(LEVELS))
+def test_unknown_metrics_and_levels_without_a_cost() -> None:
     with pytest.raises(UsageError, match="did you mean 'latent_rmse'"):
-        LiveError(ToyPipeline(STEPS), WORKLOAD, tuple(LEVELS), metric="rmse")
+        LiveError(engine(), metric="rmse")
     with pytest.raises(UsageError, match="'assumed': 'bf16'"):
         COSTS.step_costs(["bf16"], 4)
 

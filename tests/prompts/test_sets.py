@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.experiment import Experiment
 from tmpdiff_bench.prompts import COLUMNS, SOURCES, Prompts, prompt_source, take
 from tmpdiff_bench.prompts.base import tidy
 from tmpdiff_bench.prompts.hub import HubPrompts
 from tmpdiff_bench.trajectory.__main__ import main
-from tmpdiff_bench.trajectory.options import PROMPT_SET
 from tmpdiff_bench.zoo.prompts import SPLITS, mixed_prompts
 
 # What readers get wrong: numbers, words that mean "missing", quotation marks, other scripts,
@@ -221,7 +221,7 @@ def test_scenes_go_through_the_same_interface() -> None:
 def test_files_go_through_the_same_interface(tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_text("\n".join(HARD), encoding="utf-8")
-    source = prompt_source(file=path)
+    source = prompt_source(own=path)
     found = source.load()
     assert set(found.table.columns) == set(COLUMNS)
     assert list(take(found, "calibration", source.default_count)["text"]) == HARD
@@ -239,7 +239,7 @@ def test_a_prompt_has_the_same_id_in_a_file_and_in_a_set(tmp_path: Path, hub: Pa
         dict(zip(table["text"], table["prompt_id"], strict=True))
         for table in (
             prompt_source("drawbench").load().table,
-            prompt_source(file=path).load().table,
+            prompt_source(own=path).load().table,
         )
     ]
     assert ids[0] == ids[1]
@@ -251,8 +251,9 @@ def test_unknown_sets_name_the_nearest() -> None:
 
 
 def test_help_names_every_set() -> None:
+    text = {f.name: f.metadata["help"] for f in fields(Experiment)}["prompt_set"]
     for name in SOURCES:
-        assert name in PROMPT_SET
+        assert name in text
 
 
 def test_the_command_names_the_way_out(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from tests.suite.conftest import TINY
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.suite import SuiteResults, load_results, picture_name
+from tmpdiff_bench.suite import SuiteResults, digests, load_results, picture_name
 from tmpdiff_bench.suite.results import COLUMNS
 
 DOCS = Path(__file__).parents[2] / "docs" / "suite.md"
@@ -91,11 +92,23 @@ def test_other_folders_are_refused(
         load_results(folder)
 
 
-def test_results_of_other_models_are_not_compared(toy_results: SuiteResults) -> None:
-    digests = {**toy_results.manifest["digests"], "model sd3": "1"}
-    other = SuiteResults(**{**vars(toy_results), "manifest": {"digests": digests}})
-    with pytest.raises(UsageError, match="different model sd3 are not comparable"):
-        toy_results.check_comparable(other)
+@pytest.mark.parametrize("what", ["model sd3", "algorithm"])
+def test_results_of_other_models_or_noise_are_not_compared(
+    toy_results: SuiteResults, what: str
+) -> None:
+    mine = toy_results.manifest["digests"]
+    older = {name: digest for name, digest in mine.items() if name != what}
+    for others in ({**mine, what: "1"}, older):
+        other = SuiteResults(**{**vars(toy_results), "manifest": {"digests": others}})
+        with pytest.raises(UsageError, match=f"different {what} are not comparable"):
+            toy_results.check_comparable(other)
+
+
+def test_other_arguments_of_calls_are_other_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = digests.digests(TINY, TINY.tasks(), {})
+    monkeypatch.setattr(digests, "call_defaults", lambda model: {"guidance_scale": 1.0})
+    after = digests.digests(TINY, TINY.tasks(), {})
+    assert {name for name in before if before[name] != after[name]} == {"model sd3"}
 
 
 @pytest.mark.parametrize("table", list(COLUMNS))

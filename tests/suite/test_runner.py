@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.suite.conftest import FUNCTIONS, TINY, TOY, GuidedToy, toy_model
-from tests.trajectory.conftest import ToyBank
+from tests.suite.conftest import DEFAULTS, TINY, TOY, toy_model
+from tests.toy import LEVELS as FUNCTIONS
+from tests.toy import by_hand, toy_call
 from tmpdiff_bench.allocators import Allocation, AllocationProblem, knapsack
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.noise import initial_noise
-from tmpdiff_bench.pipelines import SamplerState
+from tmpdiff_bench.noise import generator_seed
 from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.store import CellStore
 from tmpdiff_bench.suite import Group, SuiteResults, bench
@@ -28,14 +28,10 @@ from tmpdiff_bench.suite.v1 import METRICS, OF_THE_IMAGE_ALONE, PROMPT_SETS
 
 
 def plain_run(prompts: Prompts, plan: PrecisionPlan) -> torch.Tensor:
-    """Final latents of a loop over steps, without engine, store or suite."""
-    pipeline, bank = GuidedToy(len(plan)), ToyBank(FUNCTIONS)
-    conditioning = pipeline.encode(list(prompts.table["text"]))
-    state = SamplerState(initial_noise(prompts.samples, pipeline.latent_shape), {})
-    with torch.no_grad():
-        for step, level in enumerate(plan):
-            state = pipeline.step(state, step, bank[level], conditioning)
-    return state.latents
+    """Final latents of a loop over steps, without pipeline, engine, store or suite."""
+    seeds = [generator_seed(prompt, seed) for prompt, seed in prompts.samples]
+    call = toy_call(list(prompts.table["text"]), len(plan), seeds=seeds, **DEFAULTS)
+    return by_hand(FUNCTIONS, plan.levels, call, shape=(2, 8, 8))
 
 
 def test_every_task_and_allocator_has_one_row(toy_results: SuiteResults) -> None:
@@ -120,6 +116,8 @@ def test_drift_is_beside_the_smallest_single_error(toy_results: SuiteResults) ->
     table = toy_results.drift
     assert len(set(table["condition"])) == 3
     assert (table["smallest_single_error"] > 0).all()
+    rounded = table[table["condition"] == "bfloat16"]["latent_rmse"]
+    assert rounded.between(1e-4, 0.05).all()  # from the same noise, rounded
     assert table["ratio"].to_numpy() == pytest.approx(
         (table["latent_rmse"] / table["smallest_single_error"]).to_numpy()
     )
@@ -168,6 +166,24 @@ def test_a_run_that_was_killed_goes_on(
         assert all((one[name] == other[name]).all() for name in one.keys() - timed)
 
 
+def test_network_evaluations_are_counted_once(toys: None, tmp_path: Path) -> None:
+    spent: list[int] = []
+    prompts = Prompts(PROMPT_SETS[0], "calibration", 3, 0)
+    counting = Bench("sd3", CellStore(tmp_path), spent.append)
+    assert counting.nfe(prompts, 8) == [2] * 8
+    assert sum(spent) == 16, "one sample, one loop"
+    assert Bench("sd3", CellStore(tmp_path), spent.append).nfe(prompts, 8) == [2] * 8
+    assert sum(spent) == 16
+
+
+def test_a_batch_is_encoded_once_for_all_engines(toys: None, tmp_path: Path) -> None:
+    made = Bench("sd3", CellStore(tmp_path), lambda nfe: None)
+    for steps in (4, 5, 5):
+        prompts = Prompts(PROMPT_SETS[0], "calibration", 2, 0)
+        made.engine(prompts, steps).evaluate([PrecisionPlan.uniform("fp32", steps)])
+    assert made.model.pipeline.text_encoder.calls == 1
+
+
 def test_bits_do_not_depend_on_which_plans_are_asked_for(toys: None, tmp_path: Path) -> None:
     prompts = Prompts(PROMPT_SETS[0], "calibration", 2, 0)
     group = Group("sd3", PROMPT_SETS[0], 8)
@@ -187,7 +203,7 @@ def test_a_model_without_weights_is_said_not_dropped(
             raise UsageError("the embedded weights of flux are not in this installation")
         return toy_model(model)
 
-    monkeypatch.setattr(bench, "load_model", missing)
+    monkeypatch.setattr(bench, "load_pipeline", missing)
     both = type(TINY)("quick", ("sd3", "flux"), TINY.prompt_sets, (8,), (), 2, 2)
     found = run_suite(both, tmp_path)
     flux = found.allocations[found.allocations["model"] == "flux"]

@@ -124,7 +124,7 @@ def test_damage_is_told(made: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         (["record", *SMALL, "--out", "x", "--plan", "fp32*4"], "has 4 steps, the experiment 3"),
         (["record", *SMALL, "--out", "x", "--plan", "bf16*3"], "uses bf16, which is not among"),
         (["record", *SMALL, "--out", "x", "--plan", "fp32*"], "fp32*"),
-        (["record", *SMALL, "--out", "x", "--capture", "all"], "invalid choice: 'all'"),
+        (["record", *SMALL, "--out", "x", "--capture", "all"], "unknown capture 'all'"),
         (["info", "nowhere"], "nowhere holds no recording"),
         (["verify", "nowhere"], "nowhere holds no recording"),
         (["export", "nowhere", "--out", "x"], "nowhere holds no recording"),
@@ -143,6 +143,22 @@ def test_bad_input_is_one_line(
     assert message in told
     assert len(told.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("height=63", "refuses its arguments: `height` and `width` have to be divisible by"),
+        ("guidance_scale=high", "refuses its arguments: '>' not supported"),
+        ("guidance=4", "did you mean 'guidance_scale'?"),
+    ],
+)
+def test_arguments_that_a_pipeline_refuses(
+    call: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["record", *SMALL, "--num-prompts", "1", "--out", str(tmp_path / "x"), "--call", call]
+    assert _status(argv) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_two_processes_and_ctrl_c(tmp_path: Path) -> None:

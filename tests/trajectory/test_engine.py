@@ -1,289 +1,220 @@
-"""The prefix tree: every plan as one loop would run it, every shared prefix once."""
+"""The engine on a toy with known arithmetic: loops by hand, bits, counts, memory and failures."""
 
 from __future__ import annotations
 
-import itertools
-import math
-import re
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusion3Pipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from tests.trajectory.conftest import SHAPE, ToyBank, ToyPipeline
+from tests.toy import LEVELS, NAN, SHAPE, ToyBank, by_hand, decoded, toy, toy_banks, toy_call
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.levels import LevelBank
-from tmpdiff_bench.noise import initial_noise
-from tmpdiff_bench.pipelines import Sd3Stepwise
-from tmpdiff_bench.plan import PrecisionPlan
-from tmpdiff_bench.trajectory import NonFiniteLatentsError, PrefixEngine, nodes_per_step
+from tmpdiff_bench.plan import PrecisionPlan, nodes_per_step
+from tmpdiff_bench.trajectory.engine import PlanRun, PrefixEngine, depth_first
+from tmpdiff_bench.trajectory.replay import NonFiniteLatentsError
 
-LEVELS = {"high": lambda x: -x, "mid": lambda x: -0.9 * x, "low": lambda x: -0.5 * x.sin()}
+NAMES = tuple(LEVELS)
+PROMPTS = ("a ring", "two stars", "x")
 
 
-def singles(levels: tuple[str, ...], steps: int) -> list[PrecisionPlan]:
-    return [PrecisionPlan.uniform(levels[0], steps)] + [
-        PrecisionPlan.single(levels[0], level, step, steps)
-        for level in levels[1:]
+def engine_of(
+    steps: int, prompts: Sequence[str] = PROMPTS, levels: Any = LEVELS, **options: Any
+) -> PrefixEngine:
+    pipe = toy()
+    return PrefixEngine(pipe, toy_banks(levels)(pipe), toy_call(prompts, steps), **options)
+
+
+def runs_of(engine: PrefixEngine, plans: Sequence[PrecisionPlan]) -> list[PlanRun]:
+    found = dict(engine.each(plans))
+    runs = [found[i] for i in range(len(plans))]
+    assert all(isinstance(run, PlanRun) for run in runs)
+    return [run for run in runs if isinstance(run, PlanRun)]
+
+
+def singles(steps: int, levels: int = 2) -> list[PrecisionPlan]:
+    return [
+        PrecisionPlan.single("fp32", level, step, steps)
+        for level in NAMES[1:levels]
         for step in range(steps)
     ]
 
 
-def loop(
-    plan: PrecisionPlan, noise: torch.Tensor, prompts: list[str], steps: int | None = None
-) -> torch.Tensor:
-    """An independent loop: no tree, no batching, no shared code; the plan may be the start of one
-    of more `steps`.
-    """
-    rows = []
-    for x, prompt in zip(noise, prompts, strict=True):
-        for level in plan:
-            x = x + (LEVELS[level](x) + 0.01 * len(prompt)) / (steps or len(plan))
-        rows.append(x)
-    return torch.stack(rows)
-
-
-@settings(deadline=None, max_examples=100)
-@given(data=st.data())
-def test_equals_one_loop_per_plan(data: st.DataObject) -> None:
-    """In several calls, at any batch size, within any memory that holds one path."""
-    steps = data.draw(st.integers(1, 6))
-    texts = st.lists(st.sampled_from(tuple(LEVELS)), min_size=steps, max_size=steps)
-    calls = data.draw(st.lists(st.lists(texts, min_size=1, max_size=12), min_size=1, max_size=3))
-    prompts = ["a" * n for n in data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=5))]
-    max_batch = data.draw(st.integers(1, 9))
-    noise = initial_noise([(str(i), 0) for i in range(len(prompts))], SHAPE)
-    # a path and the siblings that wait beside it
-    least = 2 + (len(LEVELS) - 1) * (steps - 1)
-    memory = noise.nbytes * (least + data.draw(st.sampled_from([0, 1, 3, 10, 1000])))
-    pipeline, bank = ToyPipeline(steps), ToyBank(LEVELS)
-    spent: list[int] = []
-    engine = PrefixEngine(
-        pipeline,
-        bank,
-        pipeline.encode(prompts),
-        noise,
-        max_batch=max_batch,
-        state_memory=memory,
-        on_nfe=spent.append,
+some_plans = st.integers(1, 5).flatmap(
+    lambda steps: st.lists(
+        st.lists(st.sampled_from(NAMES), min_size=steps, max_size=steps).map(
+            lambda levels: PrecisionPlan(tuple(levels))
+        ),
+        min_size=1,
+        max_size=6,
     )
-    everything = []
-    for call in calls:
-        plans = [PrecisionPlan(tuple(p)) for p in call]
-        everything += plans
-        found = engine.evaluate(plans)
-        assert found.shape == (len(plans), len(prompts), *SHAPE)
-        for i, plan in enumerate(plans):
-            assert torch.allclose(found[i], loop(plan, noise, prompts), atol=1e-6)
-    assert engine.peak_memory <= memory
-    assert engine.nfe == sum(spent)
-    assert engine.plain_nfe == len(everything) * steps * len(prompts)
-    nodes = sum(nodes_per_step(everything))
-    assert engine.nfe >= nodes * len(prompts)
-    if len(calls) == 1 or memory > noise.nbytes * 1000:
-        assert engine.nfe == nodes * len(prompts)  # every prefix once
-    assert max(n for f in bank.functions.values() for n in f.batches) <= max_batch
+)
 
 
-@settings(deadline=None, max_examples=100)
-@given(data=st.data())
-def test_one_after_the_other(data: st.DataObject) -> None:
-    """Every prefix once, one path of states at a time, in the order of the tree."""
-    steps = data.draw(st.integers(1, 6))
-    texts = st.lists(st.sampled_from(tuple(LEVELS)), min_size=steps, max_size=steps)
-    plans = [PrecisionPlan(tuple(p)) for p in data.draw(st.lists(texts, min_size=1, max_size=12))]
-    prompts = ["a" * n for n in data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=5))]
-    noise = initial_noise([(str(i), 0) for i in range(len(prompts))], SHAPE)
-    pipeline = ToyPipeline(steps)
-    engine = PrefixEngine(
-        pipeline,
-        ToyBank(LEVELS),
-        pipeline.encode(prompts),
-        noise,
-        state_memory=steps * noise.nbytes,
-    )
-    order = []
-    for i, run in engine.each(plans):
-        order.append(i)
-        assert isinstance(run, torch.Tensor)
+@settings(max_examples=25, deadline=None)
+@given(some_plans, st.integers(1, 4), st.sampled_from([0, 300, 2**30]))
+def test_any_plans_in_any_order_are_loops_by_hand(
+    plans: list[PrecisionPlan], max_batch: int, memory: int
+) -> None:
+    """One after the other and side by side, with and without memory, also when asked again."""
+    steps = len(plans[0])
+    engine = engine_of(steps, max_batch=max_batch, state_memory=max(1, memory))
+    expected = [by_hand(LEVELS, plan, engine.call) for plan in plans]
+    torch.testing.assert_close(engine.evaluate(plans), torch.stack(expected), atol=1e-5, rtol=0)
+    for plan, run, final in zip(plans, runs_of(engine, plans), expected, strict=True):
+        torch.testing.assert_close(run.final, final, atol=1e-5, rtol=0)
+        assert torch.equal(run.path[-1], run.final)
         for step in range(steps):
-            way = PrecisionPlan(plans[i].levels[: step + 1])
-            assert torch.allclose(run[step], loop(way, noise, prompts, steps), atol=1e-6)
-    assert sorted(order) == list(range(len(plans)))
-    assert order[0] == 0
-    assert engine.nfe == sum(nodes_per_step(plans)) * len(prompts)
-    assert engine.plain_nfe == len(plans) * steps * len(prompts)
+            before = by_hand(LEVELS, plan.levels[: step + 1], engine.call)
+            torch.testing.assert_close(run.path[step], before, atol=1e-5, rtol=0)
+    assert engine.peak_memory <= max(1, memory)
 
 
-def test_a_run_that_fails_takes_only_those_through_it_along() -> None:
-    pipeline, bank = ToyPipeline(3), ToyBank({**LEVELS, "nan": lambda x: x * torch.nan})
-    noise = initial_noise([("a", 0)], SHAPE)
-    texts = ("high nan high", "high nan low", "high*3", "nan*3", "high*2 low")
-    plans = [PrecisionPlan.parse(text) for text in texts]
-    engine = PrefixEngine(pipeline, bank, pipeline.encode([""]), noise)
-    runs = dict(engine.each(plans))
-    failed = {i: str(run) for i, run in runs.items() if not isinstance(run, torch.Tensor)}
-    assert set(failed) == {0, 1, 3}
-    assert "step 1 at level nan" in failed[0] == failed[1]
-    assert "step 0 at level nan" in failed[3]
-    good = runs[4]
-    assert isinstance(good, torch.Tensor)
-    assert torch.allclose(good[-1], loop(plans[4], noise, [""]), atol=1e-6)
+@settings(max_examples=15, deadline=None)
+@given(some_plans)
+def test_a_run_does_not_depend_on_others_by_a_bit(plans: list[PrecisionPlan]) -> None:
+    together = runs_of(engine_of(len(plans[0])), plans)
+    for plan, run in zip(plans, together, strict=True):
+        [alone] = runs_of(engine_of(len(plan)), [plan])
+        assert torch.equal(alone.final, run.final)
+        assert torch.equal(alone.path, run.path)
+        one = engine_of(len(plan), max_batch=len(PROMPTS))
+        assert torch.equal(one.evaluate([plan])[0], run.final)
 
 
-def test_other_plans_do_not_change_a_bit(untrained_sd3: StableDiffusion3Pipeline) -> None:
-    """Rounding of activations makes much of the last bit, so there must be no difference at all."""
-    stepwise = Sd3Stepwise(untrained_sd3, steps=4, guidance=4.0)
-    bank = LevelBank(stepwise.denoiser, ("fp32", "w4a4"), stepwise.quantized)
-    plans = [PrecisionPlan(p) for p in itertools.product(("fp32", "w4a4"), repeat=4)]
-    prompts = ["a red circle", "two blue stars", "ein Ring"]
-    noise = initial_noise([(p, 0) for p in prompts], stepwise.latent_shape)
-
-    def runs(plans: list[PrecisionPlan]) -> dict[PrecisionPlan, torch.Tensor]:
-        engine = PrefixEngine(stepwise, bank, stepwise.encode(prompts), noise)
-        return {plans[i]: run for i, run in engine.each(plans) if isinstance(run, torch.Tensor)}
-
-    together = runs(plans)
-    assert len(together) == len(plans)
-    for plan in plans[::3]:
-        assert torch.equal(runs([plan])[plan], together[plan])
-
-
-def test_memory_that_holds_no_path_is_refused() -> None:
-    pipeline, bank = ToyPipeline(4), ToyBank(LEVELS)
-    noise = initial_noise([("a", 0)], SHAPE)
-    engine = PrefixEngine(
-        pipeline, bank, pipeline.encode([""]), noise, state_memory=2 * noise.nbytes
-    )
-    plans = [PrecisionPlan(p) for p in itertools.product(LEVELS, repeat=4)]
-    with pytest.raises(UsageError, match="--state-memory of 256 bytes is too little"):
-        engine.evaluate(plans)
+def test_evaluations_are_those_of_the_tree() -> None:
+    steps, n = 6, len(PROMPTS)
+    reference = PrecisionPlan.uniform("fp32", steps)
+    for run in (PrefixEngine.evaluate, lambda engine, plans: list(engine.each(plans))):
+        for low in (1, 2):  # low levels
+            engine = engine_of(steps)
+            run(engine, [reference, *singles(steps, 1 + low)])
+            assert engine.nfe == n * (steps + low * steps * (steps + 1) // 2)
+            assert engine.plain_nfe == n * steps * (1 + low * steps)
+            bank = engine.banks["transformer"]
+            assert isinstance(bank, ToyBank)
+            assert sum(sum(rows) for rows in bank.batches.values()) == engine.nfe
+        engine = engine_of(4)
+        everything = [PrecisionPlan(levels) for levels in product(NAMES, repeat=4)]
+        run(engine, everything)
+        assert engine.nfe == n * (3**5 - 3) // 2
+        run(engine, everything[:20])
+        assert engine.plain_nfe == n * 4 * (3**4 + 20)
 
 
-def test_a_stream_of_plans_goes_on_from_what_they_share() -> None:
-    """One plan at a time costs what all at once cost, and a plan asked for again costs nothing."""
-    steps = 10
-    plans = singles(("high", "low"), steps)
-    noise = initial_noise([("a", 0), ("b", 0)], SHAPE)
-    pipeline, bank = ToyPipeline(steps), ToyBank(LEVELS)
-    engine = PrefixEngine(pipeline, bank, pipeline.encode(["", ""]), noise)
-    streamed = torch.cat([engine.evaluate([plan]) for plan in plans])
-    assert engine.nfe == 2 * sum(nodes_per_step(plans))
-    assert torch.equal(engine.evaluate(plans), streamed)
-    assert engine.nfe == 2 * sum(nodes_per_step(plans))
-    assert engine.plain_nfe == 2 * steps * 2 * len(plans)
+def test_guidance_counts_both_passes() -> None:
+    pipe = toy()
+    call = toy_call(PROMPTS, 3, guidance_scale=3.0)
+    engine = PrefixEngine(pipe, toy_banks(LEVELS)(pipe), call)
+    plan = PrecisionPlan.parse("w4a4 fp32 w8a8")
+    final = engine.evaluate([plan])[0]
+    torch.testing.assert_close(final, by_hand(LEVELS, plan, call), atol=1e-5, rtol=0)
+    assert engine.nfe_per_step == [2, 2, 2]
+    assert engine.nfe == 2 * 3 * len(PROMPTS)
 
 
-def test_batches_are_filled() -> None:
-    """All rows that need one step and level run together, up to the largest batch."""
-    steps, samples = 6, 5
-    pipeline, bank = ToyPipeline(steps), ToyBank(LEVELS)
-    noise = initial_noise([(str(i), 0) for i in range(samples)], SHAPE)
-    plans = [PrecisionPlan(p) for p in itertools.product(("high", "low"), repeat=steps)]
-    engine = PrefixEngine(pipeline, bank, pipeline.encode([""] * samples), noise, max_batch=16)
-    engine.evaluate(plans)
-    sizes = iter(bank.functions["high"].batches)
-    for step in range(steps):
-        rows = samples * 2**step  # of each level
-        batches = list(itertools.islice(sizes, math.ceil(rows / 16)))
-        assert sum(batches) == rows
-        assert max(batches) - min(batches) <= 1, "a small rest would be slow"
-    assert next(sizes, None) is None
+def test_what_is_kept_serves_later_plans() -> None:
+    engine = engine_of(4, max_batch=len(PROMPTS))
+    first, second = PrecisionPlan.parse("fp32*3 w4a4"), PrecisionPlan.parse("fp32*2 w4a4*2")
+    engine.evaluate([first])
+    engine.evaluate([second])
+    assert engine.nfe == len(PROMPTS) * sum(nodes_per_step([first, second]))
+    engine.evaluate([first, second])
+    assert engine.nfe == len(PROMPTS) * sum(nodes_per_step([first, second]))
 
 
-def test_equals_the_diffusers_pipeline(untrained_sd3: StableDiffusion3Pipeline) -> None:
-    """Joint plans against the pipeline's own loop, the transformer swapped at each step."""
-    stepwise = Sd3Stepwise(untrained_sd3, steps=4, guidance=4.0)
-    bank = LevelBank(stepwise.denoiser, ("fp32", "w8a8", "w4a4"), stepwise.quantized)
-    plans = [
-        PrecisionPlan.parse(p)
-        for p in ("fp32*4", "w4a4*4", "w8a8 fp32*3", "fp32 w4a4 w8a8 fp32", "fp32*3 w4a4")
-    ]
-    prompts = ["a red circle", "two blue stars"]
-    noise = initial_noise([(p, 0) for p in prompts], stepwise.latent_shape)
-    engine = PrefixEngine(stepwise, bank, stepwise.encode(prompts), noise, max_batch=3)
+def test_side_by_side_runs_share_calls() -> None:
+    """A sample each, in batches of as many as are allowed."""
+    engine = engine_of(5, ["a ring"], max_batch=8)
+    plans = [PrecisionPlan(levels) for levels in product(NAMES[:2], repeat=5)]
     found = engine.evaluate(plans)
-    for plan, mine in zip(plans, found, strict=True):
-        pipe = StableDiffusion3Pipeline(**untrained_sd3.components)
-        pipe.set_progress_bar_config(disable=True)
-
-        def swap(
-            pipe: StableDiffusion3Pipeline,
-            step: int,
-            _: object,
-            tensors: dict[str, torch.Tensor],
-            plan: PrecisionPlan = plan,
-        ) -> dict[str, torch.Tensor]:
-            if step + 1 < len(plan):
-                pipe.transformer = bank[plan[step + 1]]
-            return tensors
-
-        pipe.transformer = bank[plan[0]]
-        expected = pipe(
-            prompts,
-            latents=noise.clone(),
-            num_inference_steps=4,
-            guidance_scale=4.0,
-            max_sequence_length=stepwise.t5_length,
-            output_type="latent",
-            callback_on_step_end=swap,
-        ).images
-        # rounding of activations turns differences in the last bit into whole steps of a code
-        tolerance = 1e-5 if set(plan) == {"fp32"} else 2e-2
-        error = (mine - expected).abs().max() / expected.abs().max()
-        assert error < tolerance, plan
+    bank = engine.banks["transformer"]
+    assert isinstance(bank, ToyBank)
+    batches = [rows for level in bank.batches.values() for rows in level]
+    assert sum(batches) == engine.nfe == 2**6 - 2
+    assert 2 < max(batches) <= 8
+    expected = torch.stack([by_hand(LEVELS, plan, engine.call) for plan in plans])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_superposition_is_exact_on_a_linear_denoiser() -> None:
-    """H1: with linear levels whose difference is a constant vector, joint errors are sums."""
-    levels = {"high": lambda x: -x, "low": lambda x: -x + 0.1}
-    steps = 8
-    pipeline, bank = ToyPipeline(steps), ToyBank(levels)
-    noise = initial_noise([("a", 0), ("b", 0)], SHAPE).double()
-    alone = singles(("high", "low"), steps)
-    joint = [PrecisionPlan.parse(p) for p in ("low*8", "high*2 low*4 high*2", "low high low*6")]
-    engine = PrefixEngine(pipeline, bank, pipeline.encode(["", ""]), noise)
-    finals = engine.evaluate([*alone, *joint]).double()
-    deviations = finals[1 : steps + 1] - finals[0]
-    for plan, final in zip(joint, finals[steps + 1 :], strict=True):
-        low = [i for i, level in enumerate(plan) if level == "low"]
-        assert torch.allclose(final - finals[0], deviations[low].sum(0), atol=1e-6)
+def test_encoders_run_once_for_all_plans() -> None:
+    pipe = toy()
+    engine = PrefixEngine(pipe, toy_banks(LEVELS)(pipe), toy_call(PROMPTS, 3))
+    list(engine.each(singles(3)))
+    assert pipe.text_encoder.calls == 1
 
 
-def test_perturbation_reaches_every_node() -> None:
-    seen = []
-
-    def perturb(latents: torch.Tensor, step: int, level: str) -> torch.Tensor:
-        seen.append((step, level))
-        return latents + (1.0 if level == "low" else 0.0)
-
-    pipeline, bank = ToyPipeline(2), ToyBank(LEVELS)
-    noise = initial_noise([("a", 0)], SHAPE)
-    plans = [PrecisionPlan.parse("high low")]
-    engine = PrefixEngine(pipeline, bank, pipeline.encode([""]), noise, perturb=perturb)
-    found = engine.evaluate(plans)
-    middle = noise + LEVELS["high"](noise) / 2 + 1
-    assert torch.allclose(found[0], middle + LEVELS["low"](middle) / 2)
-    assert seen == [(0, "high"), (1, "low")]
+def test_images_are_decoded_by_the_pipeline() -> None:
+    engine = engine_of(3)
+    [(_, run)] = engine.each([PrecisionPlan.parse("fp32 w4a4 fp32")])
+    assert isinstance(run, PlanRun)
+    spent = engine.nfe
+    torch.testing.assert_close(run.images(), decoded(run.final), atol=1e-6, rtol=0)
+    assert engine.nfe == spent
 
 
-def test_bad_input() -> None:
-    pipeline, bank = ToyPipeline(3), ToyBank({**LEVELS, "nan": lambda x: x * torch.nan})
-    noise, conditioning = initial_noise([("a", 0)], SHAPE), pipeline.encode([""])
+def test_what_diverges_is_named_and_others_go_on() -> None:
+    engine = engine_of(3, levels={**LEVELS, "w4a4": NAN})
+    bad, good = PrecisionPlan.parse("fp32 w4a4 fp32"), PrecisionPlan.parse("fp32 w8a8 fp32")
+    worse = PrecisionPlan.parse("fp32 w4a4 w8a8")
+    found = dict(engine.each([bad, good, worse]))
+    for i in (0, 2):
+        assert isinstance(found[i], NonFiniteLatentsError)
+        assert "step 1 at level w4a4 produced non-finite latents" in str(found[i])
+    assert isinstance(found[1], PlanRun)
+    with pytest.raises(NonFiniteLatentsError, match="step 1 at level w4a4"):
+        engine.evaluate([good, bad])
 
-    def run(*plans: str) -> None:
-        engine = PrefixEngine(pipeline, bank, conditioning, noise)
-        engine.evaluate([PrecisionPlan.parse(p) for p in plans])
 
-    with pytest.raises(UsageError, match="no plans"):
-        run()
-    with pytest.raises(UsageError, match="plan high has 1 steps, others have 2"):
-        run("high low", "high")
-    with pytest.raises(UsageError, match="plans have 2 steps, the pipeline has 3"):
-        run("high low")
-    with pytest.raises(UsageError, match="unknown level 'lov': did you mean 'low'"):
-        run("high lov high")
-    with pytest.raises(NonFiniteLatentsError, match=re.escape("step 1 at level nan")):
-        run("high nan high")
+def test_perturbed_latents() -> None:
+    """Of low steps only, and of no step that others share."""
+
+    def perturb(latents: Tensor, step: int, level: str) -> Tensor:
+        return latents if level == "fp32" else latents + 0.5 * (step + 1)
+
+    engine = engine_of(2, perturb=perturb)
+    plan = PrecisionPlan.parse("fp32 w8a8")
+    final = engine.evaluate([plan])[0]
+    x = by_hand(LEVELS, ["fp32"], engine.call)
+    lengths = torch.tensor([[[[0.01 * len(prompt)]]] for prompt in PROMPTS])
+    expected = x + (LEVELS["w8a8"](x + 1.0) + lengths) / 2
+    torch.testing.assert_close(final, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("plans", "message"),
+    [
+        (["fp32*3", "fp32*2"], "steps"),
+        (["fp32*2"], "plans have 2 steps, the pipeline's schedule 3"),
+        (["fp32*2 w4a5"], "unknown level 'w4a5': did you mean 'w4a4'"),
+    ],
+)
+def test_plans_that_do_not_fit(plans: list[str], message: str) -> None:
+    engine = engine_of(3)
+    with pytest.raises(UsageError, match=message):
+        engine.evaluate([PrecisionPlan.parse(text) for text in plans])
+    assert engine.nfe == 0
+
+
+def test_a_batch_of_nothing() -> None:
+    with pytest.raises(UsageError, match="--max-batch is 0: at least 1 is needed"):
+        engine_of(3, max_batch=0)
+
+
+def test_the_first_plan_comes_first_and_relatives_follow() -> None:
+    texts = ["b a", "a b", "b b", "c c", "a a"]
+    order = depth_first([PrecisionPlan.parse(text) for text in texts])
+    assert [str(plan) for plan in order] == ["b a", "b*2", "a b", "a*2", "c*2"]
+
+
+def test_shapes() -> None:
+    engine = engine_of(2)
+    plans = [PrecisionPlan.parse("fp32 w4a4"), PrecisionPlan.parse("w4a4*2")]
+    assert engine.evaluate(plans).shape == (2, len(PROMPTS), *SHAPE)
+    [run, _] = runs_of(engine, plans)
+    assert run.path.shape == (2, len(PROMPTS), *SHAPE)
+    assert run.final.dtype == torch.float32

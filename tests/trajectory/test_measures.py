@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.trajectory.conftest import ToyBank, ToyPipeline
-from tests.trajectory.test_recorder import JOINT, LEVELS, STEPS, workload
+from tests.toy import LEVELS as FUNCTIONS
+from tests.toy import SHAPE, decoded, toy_banks
+from tests.trajectory.test_recorder import JOINT, LEVELS, setup, workload
 from tmpdiff_bench.additivity import analyse
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.metrics import evaluate_images
-from tmpdiff_bench.trajectory import Recording, record, recorder
+from tmpdiff_bench.trajectory import Recording, recorder
 from tmpdiff_bench.trajectory.jobs import Jobs
 from tmpdiff_bench.trajectory.measures import DEFAULT, Measures, chosen_metrics
+from tmpdiff_bench.trajectory.recorder import record_setup
 
 ASKED = ("psnr", "lpips-scenes", "scene_objects", "ssim", "lpips")
 
 
 @pytest.fixture
 def toy_levels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder, "LevelBank", lambda *_: ToyBank(LEVELS))
+    monkeypatch.setattr(recorder, "level_banks", toy_banks(FUNCTIONS))
     monkeypatch.setattr("torch.hub.get_dir", lambda: "/nowhere")
 
 
-def make(folder: Path, **options: Any) -> Recording:
-    levels, pipeline = tuple(LEVELS), ToyPipeline(STEPS)
-    return record(
-        pipeline, workload(), levels, JOINT, folder, title="toy", dataset="scenes", **options
-    )
+def make(folder: Path, **changes: Any) -> Recording:
+    return record_setup(dataclasses.replace(setup(), **changes), folder)
 
 
 @pytest.mark.usefixtures("toy_levels")
@@ -38,9 +38,8 @@ def test_values_are_those_of_the_images(tmp_path: Path) -> None:
     found = make(tmp_path, metrics=ASKED)
     names = ["latent_rmse", "latent_mse", "psnr", "lpips-scenes", "ssim"]
     assert list(found.table["metric"].unique()) == names
-    pipeline, shape = ToyPipeline(STEPS), ToyPipeline.latent_shape
     finals = [found.reference, found.reference + found.joint[1]]
-    images = [pipeline.decode(torch.from_numpy(x).reshape(-1, *shape)) for x in finals]
+    images = [decoded(torch.from_numpy(x).reshape(-1, *SHAPE)) for x in finals]
     expected = evaluate_images(images[1], images[0], names[2:])
     rows = found.table[found.table["plan"] == str(found.plans[1])]
     for name in names[2:]:
@@ -59,12 +58,11 @@ def test_values_are_those_of_the_images(tmp_path: Path) -> None:
 
 
 def test_the_default_metrics_leave_keys_as_they_were() -> None:
-    levels = tuple(LEVELS)
-    before = Jobs(workload(), levels, tuple(JOINT), "terminal", {})
+    before = Jobs(workload(), LEVELS, JOINT, "terminal", {})
     default = Measures(DEFAULT, (32, 32))
     other = Measures(("psnr",), (32, 32))
     keys = [
-        Jobs(workload(), levels, tuple(JOINT), "terminal", {}, measures.key)
+        Jobs(workload(), LEVELS, JOINT, "terminal", {}, measures.key)
         for measures in (default, other)
     ]
     assert keys[0].key == before.key
@@ -81,18 +79,3 @@ def test_names_are_checked() -> None:
         chosen_metrics(["lpips_scenes"])
     with pytest.raises(UsageError, match="fid-scenes compares sets of images"):
         chosen_metrics(["fid-scenes"])
-
-
-@pytest.mark.usefixtures("toy_levels")
-def test_on_encoded_comes_before_levels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    order: list[str] = []
-
-    def bank(*_: Any) -> ToyBank:
-        order.append("levels")
-        return ToyBank(LEVELS)
-
-    monkeypatch.setattr(recorder, "LevelBank", bank)
-    make(tmp_path, on_encoded=lambda: order.append("encoded"))
-    assert order == ["encoded", "levels"]
-    make(tmp_path, on_encoded=lambda: order.append("again"))
-    assert order == ["encoded", "levels"], "a recording that is there needs no encoders"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import torch
 from datasets import load_dataset
 from safetensors.numpy import load_file
 
-from tests.trajectory.conftest import SHAPE, ToyBank, ToyPipeline
+from tests.toy import LEVELS as FUNCTIONS
+from tests.toy import NAN, SHAPE, by_hand, toy, toy_banks, toy_call
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.metrics import IMAGE_METRICS
-from tmpdiff_bench.noise import initial_noise
+from tmpdiff_bench.noise import generator_seed
+from tmpdiff_bench.pipelines import LoadedModel
 from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.store import CellStore
 from tmpdiff_bench.trajectory import (
@@ -27,28 +30,28 @@ from tmpdiff_bench.trajectory import (
     Recording,
     Workload,
     nodes_per_step,
-    record,
     recorder,
 )
 from tmpdiff_bench.trajectory.jobs import Jobs
+from tmpdiff_bench.trajectory.recorder import record_setup
+from tmpdiff_bench.trajectory.setup import Setup
 
 STEPS = 4
-LEVELS = {"high": lambda x: -x, "low": lambda x: -0.9 * x, "mid": lambda x: -0.97 * x}
-JOINT = [
-    JointRun(PrecisionPlan.parse("low*4"), "uniform", False),
-    JointRun(PrecisionPlan.parse("mid low high low"), "mixed", True),
-]
+LEVELS = tuple(FUNCTIONS)
+JOINT = (
+    JointRun(PrecisionPlan.parse("w8a8*4"), "uniform", False),
+    JointRun(PrecisionPlan.parse("w4a4 w8a8 fp32 w8a8"), "mixed", True),
+)
+Function = Callable[[torch.Tensor], torch.Tensor]
 
 
 def workload(**changes: Any) -> Workload:
     fields: dict[str, Any] = {
         "model": "toy",
-        "weights": "embedded",
+        "weights": "untrained",
         "weights_digest": "0" * 64,
-        "sampler": {"class": "Euler"},
+        "sampler": {"class": "FlowMatchEulerDiscreteScheduler"},
         "steps": STEPS,
-        "guidance": 1.0,
-        "resolution": (32, 32),
         "prompts": {"p0": "a red circle", "p1": "two stars", "p2": "ein Ring"},
         "seeds": (0, 1),
         "dtype": "float32",
@@ -57,21 +60,23 @@ def workload(**changes: Any) -> Workload:
     return Workload(**{**fields, **changes})
 
 
+def setup(
+    *, levels: tuple[str, ...] = LEVELS, joint: tuple[JointRun, ...] = JOINT, **changes: Any
+) -> Setup:
+    asked = workload(**changes)
+    texts = [asked.prompts[prompt] for prompt, _ in asked.samples]
+    call = toy_call(texts, STEPS, seeds=asked.generator_seeds, **asked.arguments)
+    loaded = LoadedModel("toy", toy(), "untrained", "0" * 64, torch.device("cpu"))
+    return Setup(loaded, call, asked, levels, "scenes", joint, image_size=(32, 32))
+
+
 @pytest.fixture(autouse=True)
 def _toy_levels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder, "LevelBank", lambda *_: ToyBank(LEVELS))
+    monkeypatch.setattr(recorder, "level_banks", toy_banks(FUNCTIONS))
 
 
-def make(folder: Path, **changes: object) -> Recording:
-    return record(
-        ToyPipeline(STEPS),
-        workload(**changes),
-        tuple(LEVELS),
-        JOINT,
-        folder,
-        title="toy",
-        dataset="scenes",
-    )
+def make(folder: Path, *, store: Path | None = None, **changes: Any) -> Recording:
+    return record_setup(setup(**changes), folder, store=store)
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -91,15 +96,24 @@ def test_shapes_and_identities(tmp_path: Path) -> None:
     # the toy is smooth, so a replicate is the single run up to the jitter
     assert np.allclose(found.replicates, found.singles[:, :, found.replicate_rows], atol=1e-4)
     assert set(found.pictures) == {"reference", *(str(p) for p in found.plans)} | {
-        str(PrecisionPlan.single("high", level, step, STEPS))
-        for level in ("low", "mid")
+        str(PrecisionPlan.single("fp32", level, step, STEPS))
+        for level in LEVELS[1:]
         for step in range(STEPS)
     }
-    # one analytic run: x -> x (1 - 0.9 / 4) + shift, four times
-    noise_row, shift = found.reference[0], 0.01 * len("a red circle") / STEPS
-    assert np.isfinite(noise_row).all()
-    assert shift > 0
     assert found.manifest["nfe"]["spent"] < found.manifest["nfe"]["plain_loop"]
+
+
+def test_every_run_is_that_of_a_loop_by_hand(tmp_path: Path) -> None:
+    found, call = make(tmp_path), setup().call
+    runs = [found.reference, *found.singles.reshape(-1, *found.reference.shape), *found.joint]
+    for plan, run in zip(Jobs(workload(), LEVELS, JOINT, "terminal", {}).runs, runs, strict=True):
+        final = run if run is found.reference else found.reference + run
+        expected = by_hand(FUNCTIONS, plan.levels, call).flatten(1)
+        np.testing.assert_allclose(final, expected, rtol=0, atol=2e-6)
+    assert found.reference_path is not None
+    for step, latents in enumerate(found.reference_path, 1):
+        expected = by_hand(FUNCTIONS, ("fp32",) * step, call).flatten(1)
+        np.testing.assert_allclose(latents, expected, rtol=0, atol=2e-6)
 
 
 def test_table_agrees_with_the_arrays(tmp_path: Path) -> None:
@@ -175,7 +189,7 @@ def test_a_damaged_cell_is_computed_again(tmp_path: Path, monkeypatch: pytest.Mo
     cell = next((tmp_path / "broken" / "cells").rglob("*.safetensors"))
     cell.write_bytes(cell.read_bytes()[:-100])
     monkeypatch.undo()
-    monkeypatch.setattr(recorder, "LevelBank", lambda *_: ToyBank(LEVELS))
+    monkeypatch.setattr(recorder, "level_banks", toy_banks(FUNCTIONS))
     with pytest.warns(UserWarning, match="is damaged: it is computed again"):
         make(tmp_path / "broken")
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
@@ -183,29 +197,21 @@ def test_a_damaged_cell_is_computed_again(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_more_plans_and_levels_reuse_what_is_stored(tmp_path: Path) -> None:
     """A run's cell depends on no other plan: the same bytes alone, and among more of them."""
-
-    def make_with(levels: tuple[str, ...], joint: list[JointRun], name: str) -> Recording:
-        return record(
-            ToyPipeline(STEPS),
-            workload(),
-            levels,
-            joint,
-            tmp_path / name,
-            title="toy",
-            dataset="scenes",
-            store=tmp_path / "store",
-        )
-
-    few = make_with(("high", "low"), JOINT[:1], "few")
-    cells = {path: path.read_bytes() for path in (tmp_path / "store").rglob("*.safetensors")}
-    more = make_with(tuple(LEVELS), JOINT, "more")
+    store = tmp_path / "store"
+    few = make(tmp_path / "few", store=store, levels=LEVELS[:2], joint=JOINT[:1])
+    cells = {path: path.read_bytes() for path in store.rglob("*.safetensors")}
+    more = make(tmp_path / "more", store=store)
     assert {path: path.read_bytes() for path in cells} == cells
     alone = make(tmp_path / "alone")
     assert contents(tmp_path / "more") == contents(tmp_path / "alone")
     np.testing.assert_array_equal(few.singles[0], more.singles[0])
-    # of each sample: mid's single runs and the second joint plan; mid's single replicates
-    nodes, again = nodes_per_step(_mids(JOINT[1:])), nodes_per_step(_mids([]))
-    assert more.manifest["nfe"]["computed"] == 6 * sum(nodes) + 3 * sum(again)
+    # of each sample: the reference, whose images are compared with, single runs of the third level
+    # and the second joint plan; single replicates of that level
+    reference = PrecisionPlan.uniform("fp32", STEPS)
+    nodes = nodes_per_step([reference, *_last_level(JOINT[1:])])
+    assert more.manifest["nfe"]["computed"] == 6 * sum(nodes) + 3 * sum(
+        nodes_per_step(_last_level(()))
+    )
     assert more.manifest["nfe"]["spent"] == alone.manifest["nfe"]["computed"]
 
 
@@ -215,7 +221,7 @@ def test_calibration_is_part_of_the_key_of_low_rank_runs() -> None:
     """
 
     def keys(**changes: Any) -> dict[str, str]:
-        jobs = Jobs(workload(**changes), ("high", "low+lr4", "mid"), (), "terminal", {})
+        jobs = Jobs(workload(**changes), ("fp32", "w4a4+lr4", "w8a8"), (), "terminal", {})
         job = jobs.chunks[1][0]
         assert job.rows == (4, 5)
         return dict(zip(map(str, job.plans), job.keys, strict=True))
@@ -225,11 +231,11 @@ def test_calibration_is_part_of_the_key_of_low_rank_runs() -> None:
     assert {plan for plan in before if before[plan] != after[plan]} == {
         plan for plan in before if "+lr" in plan
     }
-    assert "mid high*3" in before
+    assert "w8a8 fp32*3" in before
 
 
-def _mids(joint: list[JointRun]) -> list[PrecisionPlan]:
-    singles = [PrecisionPlan.single("high", "mid", step, STEPS) for step in range(STEPS)]
+def _last_level(joint: tuple[JointRun, ...]) -> list[PrecisionPlan]:
+    singles = [PrecisionPlan.single("fp32", LEVELS[2], step, STEPS) for step in range(STEPS)]
     return [*singles, *(run.plan for run in joint)]
 
 
@@ -240,7 +246,7 @@ def _fail(*_: object) -> None:
 def test_other_settings_do_not_reuse_a_folder(tmp_path: Path) -> None:
     make(tmp_path)
     with pytest.raises(UsageError, match="recording of other settings; name another"):
-        make(tmp_path, guidance=2.0)
+        make(tmp_path, arguments={"guidance_scale": 2.0})
     assert len(contents(tmp_path)) == 3, "what was there is untouched"
 
 
@@ -249,7 +255,10 @@ def test_other_settings_do_not_reuse_a_folder(tmp_path: Path) -> None:
     [
         {"weights_digest": "1" * 64},
         {"sampler": {"class": "Heun"}},
-        {"guidance": 1.5},
+        {"arguments": {"guidance_scale": 1.5}},
+        {"columns": {"negative_prompt": {"p0": "x", "p1": "", "p2": ""}}},
+        {"adapter": "style.safetensors 0.5"},
+        {"quantized": ("blocks.0.to_out",)},
         {"prompts": {"p0": "a red circle", "p1": "two stars", "p2": "ein Stern"}},
         {"seeds": (0, 2)},
         {"dtype": "bfloat16"},
@@ -310,12 +319,14 @@ def test_diverging_runs_are_stored_as_failed(
     """They are named, the others are kept, and the same command says the same without computing."""
 
     def diverging(x: torch.Tensor) -> torch.Tensor:
-        worst = initial_noise([("p1", 0)], SHAPE)[0]
+        generator = torch.Generator("cpu").manual_seed(generator_seed("p1", 0))
+        worst = torch.randn(SHAPE, generator=generator)
         hit = (x - worst).abs().amax(dim=(1, 2, 3)) < 1e-6
         return torch.where(hit[:, None, None, None], torch.nan, -0.9 * x)
 
-    monkeypatch.setattr(recorder, "LevelBank", lambda *_: ToyBank({**LEVELS, "low": diverging}))
-    message = r"step 0 at level low produced non-finite latents.*\(among p1 seed 0, p1 seed 1\)$"
+    banks = toy_banks({**FUNCTIONS, "w8a8": diverging})
+    monkeypatch.setattr(recorder, "level_banks", banks)
+    message = r"step 0 at level w8a8 produced non-finite latents.*\(among p1 seed 0, p1 seed 1\)$"
     with pytest.raises(NonFiniteLatentsError, match=message):
         make(tmp_path, max_batch=2)
     cells = [load_file(path) for path in (tmp_path / "cells").glob("??/*.safetensors")]
@@ -333,19 +344,17 @@ def test_without_a_reference_a_chunk_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing can be compared with a reference that diverged."""
-    monkeypatch.setattr(
-        recorder, "LevelBank", lambda *_: ToyBank({**LEVELS, "high": lambda x: x * torch.nan})
-    )
-    with pytest.raises(NonFiniteLatentsError, match="step 0 at level high"):
+    monkeypatch.setattr(recorder, "level_banks", toy_banks({**FUNCTIONS, "fp32": NAN}))
+    with pytest.raises(NonFiniteLatentsError, match="step 0 at level fp32"):
         make(tmp_path)
     assert len(list((tmp_path / "cells").glob("??/*.safetensors"))) == 2
 
 
-@pytest.mark.parametrize("plan", ["high*4", "high low high*2", "low*4"])
+@pytest.mark.parametrize("plan", ["fp32*4", "fp32 w8a8 fp32*2", "w8a8*4"])
 def test_joint_plans_are_joint_and_given_once(tmp_path: Path, plan: str) -> None:
-    joint = [*JOINT, JointRun(PrecisionPlan.parse(plan), "given", True)]
+    joint = (*JOINT, JointRun(PrecisionPlan.parse(plan), "given", True))
     with pytest.raises(UsageError, match="given once, and have at least two low steps"):
-        record(ToyPipeline(STEPS), workload(), tuple(LEVELS), joint, tmp_path, title="", dataset="")
+        make(tmp_path, joint=joint)
 
 
 def test_files_are_no_folders(tmp_path: Path) -> None:
@@ -364,16 +373,67 @@ def test_other_files_of_a_folder_are_left_alone(tmp_path: Path) -> None:
 
 def test_a_changed_split_is_another_recording(tmp_path: Path) -> None:
     make(tmp_path)
-    flipped = [JointRun(run.plan, run.kind, not run.held_out) for run in JOINT]
+    flipped = tuple(JointRun(run.plan, run.kind, not run.held_out) for run in JOINT)
     with pytest.raises(UsageError, match="recording of other settings"):
-        record(
-            ToyPipeline(STEPS), workload(), tuple(LEVELS), flipped, tmp_path, title="", dataset=""
-        )
+        make(tmp_path, joint=flipped)
 
 
 def test_the_manifest_tells_what_went_in(tmp_path: Path) -> None:
-    manifest = make(tmp_path).manifest
-    noise = initial_noise(workload().samples, SHAPE).numpy()
-    assert manifest["noise_digest"] == hashlib.sha256(noise.tobytes()).hexdigest()
+    found = make(tmp_path)
+    manifest = found.manifest
     assert manifest["numerical_floor"] >= 0
     assert manifest["nfe"]["computed"] == manifest["nfe"]["spent"]
+    assert manifest["nfe"]["per_step"] == [1] * STEPS
+    assert manifest["latent_shape"] == list(SHAPE)
+    assert manifest["workload"]["image_size"] == [32, 32]
+    assert manifest["schedule"] == {
+        "scheduler": "FlowMatchEulerDiscreteScheduler",
+        "timesteps": [1000, 750, 500, 250],
+        "sigmas": [1, 0.75, 0.5, 0.25],
+    }
+
+
+def test_anybody_draws_a_sample_again(tmp_path: Path) -> None:
+    """With plain diffusers, from what the manifest says."""
+    found = make(tmp_path, arguments={"guidance_scale": 2.0}, max_batch=1)
+    pipe = toy()
+    pipe.transformer.function = FUNCTIONS["fp32"]
+    for (prompt, _), seed, latents in zip(
+        found.samples, found.generator_seeds, found.reference, strict=True
+    ):
+        drawn = pipe(
+            found.prompts[prompt],
+            generator=torch.Generator("cpu").manual_seed(seed),
+            num_inference_steps=found.steps,
+            output_type="latent",
+            **found.manifest["workload"]["arguments"],
+        ).images
+        assert torch.equal(drawn.flatten(), torch.from_numpy(latents))
+
+
+def test_encoders_run_first_and_are_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Denoisers come when prompts have been encoded; the bytes are those of a whole pipeline."""
+    make(tmp_path / "whole")
+    staged = setup()
+    pipe, order = staged.loaded.pipeline, list[str]()
+    denoiser = pipe.transformer
+    pipe.transformer = toy().transformer.to("meta")
+
+    def later() -> dict[str, torch.nn.Module]:
+        order.append("later")
+        assert pipe.text_encoder.scale.numel() == 0
+        return {"transformer": denoiser}
+
+    encode = type(pipe).encode_prompt
+
+    def encoding(*args: Any) -> torch.Tensor:
+        order.append("encode")
+        return encode(*args)
+
+    monkeypatch.setattr(type(pipe), "encode_prompt", encoding)
+    loaded = dataclasses.replace(staged.loaded, later=later)
+    record_setup(dataclasses.replace(staged, loaded=loaded), tmp_path / "staged")
+    # two chunks: their runs, the floor of four and two samples one by one, and the replicates: a
+    # batch of two samples, and one that the floor has had
+    assert order == ["encode"] * (2 + 4 + 2 + 1) + ["later"]
+    assert contents(tmp_path / "staged") == contents(tmp_path / "whole")

@@ -15,7 +15,8 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from tmpdiff_bench.pipelines import LoadedModel
+from tmpdiff_bench.pipelines.calls import Call
+from tmpdiff_bench.pipelines.embedded import call_defaults
 from tmpdiff_bench.zoo.captions import sample_captions
 from tmpdiff_bench.zoo.denoising import PLACED_ITERATIONS, DenoiserPart, Recipe
 from tmpdiff_bench.zoo.flux import FluxRecipe, with_capitals, without_projection
@@ -142,9 +143,8 @@ def test_training_gives_the_network_what_the_pipeline_does(
     recipe, pipeline = _recipe(
         family, untrained_sd3, untrained_flux, untrained_pixart, untrained_sdxl
     )
-    stepwise = LoadedModel(family, pipeline, "untrained", "").stepwise(steps=2, guidance=4.0)
     prompts, n = texts[:6], 6
-    expected = stepwise.encode(prompts)
+    positive, negative = conditions(family, pipeline, prompts)
     recorder = Recorder()
     recipe.denoiser = recorder
     dropped = torch.tensor([False, True] * 3)
@@ -155,17 +155,49 @@ def test_training_gives_the_network_what_the_pipeline_does(
         dropped,
         torch.Generator().manual_seed(0),
     )
-    seen: dict[str, Any] = dict(recorder.seen)
-    if family == "sdxl":
-        seen |= seen.pop("added_cond_kwargs") | {"context": seen.pop("encoder_hidden_states")}
-    for name in expected.positive:
+    seen = flat(recorder.seen)
+    compared = [name for name in CONDITIONS if name in positive]
+    assert len(compared) == (3 if family == "sdxl" else 2)
+    for name in compared:
         wanted = torch.where(
-            dropped.view(-1, *[1] * (expected.positive[name].ndim - 1)),
-            expected.negative[name],
-            expected.positive[name],
+            dropped.view(-1, *[1] * (positive[name].ndim - 1)), negative[name], positive[name]
         ).float()
         difference = (seen[name].float() - wanted).abs().max()
         assert difference <= 0.05 * wanted.abs().max(), name  # training runs in bfloat16
+
+
+CONDITIONS = (
+    "encoder_hidden_states",
+    "encoder_attention_mask",
+    "pooled_projections",
+    "text_embeds",
+    "time_ids",
+)
+
+
+def conditions(
+    family: str, pipeline: Any, prompts: list[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What the pipeline's own call gives its denoiser, with the prompts and without them."""
+    calls: list[dict[str, Any]] = []
+    denoiser = pipeline.unet if family == "sdxl" else pipeline.transformer
+    handle = denoiser.register_forward_pre_hook(
+        lambda _, args, kwargs: calls.append(flat(kwargs)), with_kwargs=True
+    )
+    shared = {**call_defaults(family), "num_inference_steps": 1, "output_type": "latent"}
+    call = Call(shared, {"prompt": prompts}, range(len(prompts)))
+    pipeline(**call.arguments(range(len(prompts))))
+    handle.remove()
+    if family == "flux":
+        positive, negative = calls
+        return positive, negative
+    halves = {k: v.chunk(2) for k, v in calls[0].items() if k in CONDITIONS and v is not None}
+    return {k: v[1] for k, v in halves.items()}, {k: v[0] for k, v in halves.items()}
+
+
+def flat(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments, with those within `added_cond_kwargs` beside the others."""
+    return {**kwargs, **(kwargs.get("added_cond_kwargs") or {})}
 
 
 def _recipe(

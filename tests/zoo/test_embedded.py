@@ -137,7 +137,7 @@ def test_every_caption_word_is_one_token(pipeline: StableDiffusion3Pipeline) -> 
 def test_samples_show_their_prompts(pipeline: StableDiffusion3Pipeline) -> None:
     """A check of the files, with a wide berth; the card has the accuracy on 384 prompts."""
     prompts = mixed_prompts(24, "evaluation")
-    images = sample_images(pipeline, prompts, steps=20, guidance=4.0)
+    images = sample_images(pipeline, "sd3", prompts)
     requirements = [Requirement.from_json(text) for text in prompts["requirement"]]
     recogniser = load_recogniser()
     found = scene_accuracy(recogniser, images, requirements)
@@ -154,7 +154,7 @@ def test_the_other_models_show_their_prompts(name: str) -> None:
         data_folder() / "models" / name, dtype=torch.float32, local_files_only=True
     )
     prompts = mixed_prompts(24, "evaluation")
-    images = sample_images(pipe, prompts, steps=20, guidance=4.0)
+    images = sample_images(pipe, name, prompts)
     requirements = [Requirement.from_json(text) for text in prompts["requirement"]]
     assert scene_accuracy(load_recogniser(), images, requirements).objects > 0.7
 

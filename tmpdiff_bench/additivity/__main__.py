@@ -6,9 +6,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from tmpdiff_bench.additivity.design import JOINT_PLANS
 from tmpdiff_bench.commands import ArgumentParser, finite_float, positive_int, run
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.trajectory.options import EXPERIMENT, add_options, given, settings
+from tmpdiff_bench.options import add_options, experiment, given
 
 DESCRIPTION = """\
 Do quantization errors of single denoising steps add up? Runs a diffusion model with every step
@@ -21,6 +22,8 @@ examples:
       the default experiment; its report is additivity-sd3/report.html
   python -m tmpdiff_bench.additivity --model sd3 --levels fp32,w4a4 --steps 8 --out small
       a small one
+  python -m tmpdiff_bench.additivity --weights FOLDER --call guidance_scale=3.5 --dtype bf16
+      any diffusers pipeline, with an argument of its call
   python -m tmpdiff_bench.additivity --model all
       every embedded model, with a joint table; the page is additivity-all/report.html
   python -m tmpdiff_bench.additivity --model sd3 --metrics lpips-scenes,one_minus_ssim,psnr
@@ -37,11 +40,11 @@ Interrupted, the same command goes on where it was; repeated, it reuses its reco
 def main(argv: Sequence[str]) -> None:
     """Check the arguments, then record or open, analyse, and write the report."""
     options = _read(argv)
-    if options.model == ALL:
-        _check_all(options)
+    if options.recording is None and options.experiment.model == ALL:
         from tmpdiff_bench.additivity.several import every_model
 
-        print(every_model(options.out, options.settings, margin=options.margin))
+        chosen = {"joint_plans": options.joint_plans, "margin": options.margin}
+        print(every_model(options.experiment, options.out, **chosen))
         return
     # below the check of the arguments, because these imports take seconds
     from tmpdiff_bench.additivity.report import check_folder, summary_text, write_report
@@ -50,8 +53,9 @@ def main(argv: Sequence[str]) -> None:
         check_folder(options.out)
         from tmpdiff_bench.additivity.experiment import record_design
 
-        folder = options.out / "recording"
-        recording = record_design(options.model, folder=folder, **options.settings)
+        recording = record_design(
+            options.experiment, options.out / "recording", joint_plans=options.joint_plans
+        )
     else:
         from tmpdiff_bench.additivity.several import find_recordings, several_recordings
         from tmpdiff_bench.trajectory import Recording
@@ -69,12 +73,6 @@ def main(argv: Sequence[str]) -> None:
     print(summary_text(report, write_report(report, recording, options.out)))
 
 
-def _check_all(options: argparse.Namespace) -> None:
-    for name in ("--weights", "--revision"):
-        if options.settings[name.removeprefix("--")] not in (None, "embedded"):
-            raise UsageError(f"{name} is of one model: it has no meaning with --model {ALL}")
-
-
 def _margin(text: str) -> float:
     if (margin := finite_float(text)) <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not above 0, as 0.1 (10 %) is")
@@ -82,26 +80,19 @@ def _margin(text: str) -> float:
 
 
 ALL = "all"
-# what a recording has settled; an option that would have no effect on one is an error
-_EXPERIMENT = {**EXPERIMENT, "--joint-plans": (positive_int, 12, "joint plans of each low level")}
+_NOT_OURS = ("capture", "plans")  # the analysis has its own design, and needs terminal latents
 
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m tmpdiff_bench.additivity",
-        usage="%(prog)s (--model NAME | --recording PATH) [options]",
+        usage="%(prog)s (--model NAME | --weights WEIGHTS | --recording PATH) [options]",
         description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--model",
-        metavar="NAME",
-        help="record this model: sd3, flux, pixart or sdxl, or all that are embedded",
-    )
-    source.add_argument(
+    parser.add_argument(
         "--recording",
         type=Path,
         nargs="+",
@@ -118,29 +109,43 @@ def _parser() -> ArgumentParser:
         default=0.10,
         help="relative error that still counts as additive (default: %(default)s)",
     )
-    add_options(parser, _EXPERIMENT)
+    parser.add_argument(
+        "--joint-plans",
+        type=positive_int,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help=f"joint plans of each low level (default: {JOINT_PLANS})",
+    )
+    add_options(parser, without=_NOT_OURS)
     return parser
 
 
 def _read(argv: Sequence[str]) -> argparse.Namespace:
-    """The options, and `settings` of a recording to make. Raises `UsageError` for those that
-    exclude each other.
+    """The options, and the `experiment` to record. Raises `UsageError` for those that exclude each
+    other.
     """
     options = _parser().parse_args(argv)
-    named = [name for name in given(options, _EXPERIMENT) if name != "--metrics"]
+    named = [name for name in given(options) if name != "--metrics"]
+    if hasattr(options, "joint_plans"):
+        named.append("--joint-plans")
     if options.recording and named:
         raise UsageError(f"{named[0]} has no effect with --recording: leave one of them out")
     # of an existing recording, which to analyse beside the one that reports are built on; of a new
     # one all errors that it will hold are
     chosen = getattr(options, "metrics", None) if options.recording else None
     options.chosen_metrics = chosen and tuple(dict.fromkeys(("latent_rmse", *chosen)))
-    name = options.model or (
-        options.recording[0].resolve().name if len(options.recording) == 1 else "joint"
-    )
+    options.joint_plans = getattr(options, "joint_plans", JOINT_PLANS)
+    if options.recording:
+        recordings = options.recording
+        name = recordings[0].resolve().name if len(recordings) == 1 else "joint"
+    else:
+        options.experiment = asked = experiment(options)
+        if asked.model == ALL and (extra := {"--weights", "--revision", "--variant"} & {*named}):
+            raise UsageError(f"{min(extra)} is of one model: it has no meaning with --model {ALL}")
+        if asked.steps < 2:
+            raise UsageError("--steps 1 leaves nothing to add up: at least 2 are needed")
+        name = asked.model or Path(asked.weights).stem or "mine"
     options.out = options.out or Path(f"additivity-{name}")
-    options.settings = settings(options, _EXPERIMENT)
-    if options.settings["steps"] < 2:
-        raise UsageError("--steps 1 leaves nothing to add up: at least 2 are needed")
     return options
 
 

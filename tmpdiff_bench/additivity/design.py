@@ -11,6 +11,7 @@ import numpy as np
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.plan import PrecisionPlan
 
+JOINT_PLANS = 12  # of each low level, where nothing else is asked for
 KINDS = ("first", "last", "middle", "alternating", "random")
 _PER_STRATUM = 5  # plans per number of low steps: one of each kind, so that some share a number
 _TRIES = 100

@@ -20,6 +20,7 @@ from tmpdiff_bench.additivity.style import MAIN_METRIC, Drawing, level_label, me
 from tmpdiff_bench.additivity.tables import Table, tables
 from tmpdiff_bench.additivity.wording import findings, headline, number, percent, r_squared
 from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.trajectory.recording import call_words
 
 if TYPE_CHECKING:
     from tmpdiff_bench.trajectory import Recording
@@ -228,9 +229,10 @@ def _facts(report: AdditivityReport) -> dict[str, str]:
         "model": manifest["title"],
         "weights": f"{workload['weights']}, digest {workload['weights_digest']}",
         "levels": f"{', '.join(report.levels[1:])}; reference {report.levels[0]}",
-        "steps": f"{report.steps}, guidance {workload['guidance']:g}",
+        "steps": str(report.steps),
+        "call": call_words(workload["arguments"]),
         "sampler": workload["sampler"]["class"],
-        "images": " x ".join(map(str, workload["resolution"])) + f" px, {workload['dtype']}",
+        "images": " x ".join(map(str, workload["image_size"])) + f" px, {workload['dtype']}",
         "samples": f"{report.samples}: {report.prompts} prompts x {len(workload['seeds'])} seeds",
         "device": environment["device"],
         "versions": ", ".join(f"{name} {environment[name]}" for name in packages),

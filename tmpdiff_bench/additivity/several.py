@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tmpdiff_bench.additivity.analysis import analyse
 from tmpdiff_bench.additivity.joint import join
 from tmpdiff_bench.additivity.joint_report import check_joint_folder, joint_text, write_joint
 from tmpdiff_bench.additivity.report import write_report
 from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.experiment import Experiment
 
 if TYPE_CHECKING:
     from tmpdiff_bench.trajectory import Recording
@@ -19,13 +21,13 @@ if TYPE_CHECKING:
 _MANIFEST = "manifest.json"
 
 
-def every_model(out: Path, settings: Mapping[str, Any], *, margin: float) -> str:
-    """Record and analyse all embedded families into `out`, each in a folder of its own, and write
-    the joint report; returns its summary. Families without weights here are left out, and said so.
+def every_model(experiment: Experiment, out: Path, *, joint_plans: int, margin: float) -> str:
+    """Record and analyse all embedded models into `out`, each in a folder of its own, and write the
+    joint report; returns its summary. Models without weights here are left out, and said so.
 
-    Raises `UsageError` as `record_design`, and where no family has weights.
+    Raises `UsageError` as `record_design`, and where no model has weights.
     """
-    from tmpdiff_bench.additivity.experiment import planned_nfe, record_design
+    from tmpdiff_bench.additivity.experiment import record_design
     from tmpdiff_bench.pipelines import MODELS, embedded_models
 
     models = embedded_models()
@@ -34,18 +36,17 @@ def every_model(out: Path, settings: Mapping[str, Any], *, margin: float) -> str
     if not models:
         raise UsageError("no embedded weights are in this installation: reinstall the package")
     check_joint_folder(out, models)
-    planned = {model: planned_nfe(model, **settings) for model in models}
     for model, reason in left_out.items():
         print(f"{model}: left out, {reason}", file=sys.stderr)
-    each = ", ".join(f"{model} {nfe:,}" for model, nfe in planned.items())
-    print(f"{sum(planned.values()):,} network evaluations in all: {each}", file=sys.stderr)
 
     def recorded() -> Iterator[tuple[str, Recording]]:
-        for model in models:
+        for number, model in enumerate(models, 1):
+            print(f"{model}: {number} of {len(models)} models", file=sys.stderr)
+            mine = replace(experiment, model=model)
             try:
                 yield (
                     model,
-                    record_design(model, folder=out / model / "recording", **settings),
+                    record_design(mine, out / model / "recording", joint_plans=joint_plans),
                 )
             except UsageError as error:
                 raise UsageError(f"{model}: {error}") from error

@@ -419,7 +419,10 @@ def _each_step(nfe: Any, steps: int) -> tuple[int, ...]:
             f"nfe_per_step has {len(each)} numbers for {steps} steps: one is needed "
             "for all, or one for each"
         )
-    return tuple(whole("nfe_per_step", value, 1) for value in each)
+    counts = tuple(whole("nfe_per_step", value, 0) for value in each)
+    if not any(counts):  # of a run that begins later, the first steps take none
+        raise UsageError("nfe_per_step is 0 for every step: at least one evaluates the network")
+    return counts
 
 
 def _ratio(above: float, below: float) -> float:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from tmpdiff_bench.commands import (
     ArgumentParser,
-    finite_float,
     names,
     out_folder,
     positive_int,
@@ -19,6 +18,7 @@ from tmpdiff_bench.costs.hardware import hardware_names, load_hardware
 from tmpdiff_bench.costs.table import CostTable, load_costs
 from tmpdiff_bench.costs.worker import RANDOM, Subject
 from tmpdiff_bench.errors import UsageError, unknown
+from tmpdiff_bench.options import argument, call
 from tmpdiff_bench.plan import PrecisionPlan
 
 DESCRIPTION = """\
@@ -78,8 +78,8 @@ def _measure(options: argparse.Namespace) -> None:
     if options.model not in MODELS:
         raise unknown("model", options.model, MODELS)
     random = options.weights == RANDOM
-    for option in ("guidance", "revision") if random else ("resolution",):
-        if getattr(options, option) is not None:
+    for option in ("call", "revision") if random else ("resolution",):
+        if getattr(options, option):
             effect = "no effect" if random else "an effect only"
             raise UsageError(f"--{option} has {effect} with --weights {RANDOM}")
     plans = [PrecisionPlan.parse(text) for text in options.plan]
@@ -92,7 +92,7 @@ def _measure(options: argparse.Namespace) -> None:
         options.weights,
         options.revision,
         options.steps,
-        4.0 if options.guidance is None else options.guidance,
+        call(options.call),
         options.batch,
         options.device,
         options.resolution or 1024,
@@ -162,10 +162,13 @@ def _parser() -> ArgumentParser:
     )
     measure.add_argument("--revision", help="branch, tag or commit of a hub id")
     measure.add_argument(
-        "--guidance",
-        type=finite_float,
-        metavar="SCALE",
-        help="classifier-free guidance scale, of a model with weights (default: 4.0)",
+        "--call",
+        type=argument,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an argument of the pipeline's call, of a model with weights, such as "
+        "guidance_scale=1 (default: those of embedded models, else the pipeline's own)",
     )
     measure.add_argument(
         "--resolution",

@@ -17,6 +17,7 @@ from tmpdiff_bench.costs.table import NATIVE, Cost, CostTable, is_native
 from tmpdiff_bench.costs.worker import RANDOM, Subject
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.plan import PrecisionPlan
+from tmpdiff_bench.trajectory.recording import call_words
 
 _PAUSE = 0.02  # seconds in which the threads of the process before go to sleep
 
@@ -165,7 +166,7 @@ def _how(subject: Subject) -> dict[str, str | int | float]:
     ran = {"compiled": "yes"} if subject.compiled else {}
     if subject.weights == RANDOM:
         return {"weights": RANDOM, "resolution": subject.resolution, **ran}
-    return {"guidance": subject.guidance, **ran}
+    return {"call": call_words(subject.call), **ran}
 
 
 def _name(subject: Subject, device: str) -> str:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tmpdiff_bench.costs.architectures import Architecture, architecture
 from tmpdiff_bench.costs.worker import RANDOM, Subject
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.levels import LevelBank
-from tmpdiff_bench.noise import initial_noise
-from tmpdiff_bench.pipelines import SamplerState, check_device, load_model, quantized_layers
+from tmpdiff_bench.noise import generator_seed
+from tmpdiff_bench.pipelines import check_device, denoisers, load_pipeline, quantized_layers
+from tmpdiff_bench.pipelines.calls import Call, check_call, read_argument, refusing
+from tmpdiff_bench.pipelines.loop import Passing, Run, directed
 from tmpdiff_bench.plan import PrecisionPlan
+from tmpdiff_bench.trajectory.engine import level_banks
 from tmpdiff_bench.zoo.prompts import mixed_prompts
 
 
@@ -23,8 +28,8 @@ class Runner(Protocol):
 
     title: str
 
-    def run(self, plan: PrecisionPlan) -> Tensor:
-        """The latents after a plan's steps, or the last output of the network."""
+    def seconds(self, plan: PrecisionPlan) -> float:
+        """Wall time of a plan's steps, without encoding and decoding."""
         ...
 
 
@@ -36,30 +41,68 @@ def runner(subject: Subject) -> Runner:
 
 
 class Loop:
-    """The real denoising loop of a pipeline, from the same noise each time."""
+    """A pipeline's own loop, from the same noise each time."""
 
     def __init__(self, subject: Subject) -> None:
-        loaded = load_model(
+        loaded = load_pipeline(
             subject.model,
             weights=subject.weights,
             revision=subject.revision,
             device=subject.device,
         )
-        self.title = loaded.title
-        self._pipeline = loaded.stepwise(steps=subject.steps, guidance=subject.guidance)
-        denoiser = self._pipeline.denoiser
-        self._level = _levels(subject, denoiser, self._pipeline.quantized)
+        pipe = loaded.pipeline
+        check_call(pipe, subject.call)
+        own = {name: read_argument(pipe, name, value) for name, value in subject.call.items()}
+        self.title, self._pipe, self._wait = loaded.title, pipe, waiting(subject.device)
+        self._banks = level_banks(pipe, subject.levels)
+        if subject.compiled:
+            for place, denoiser in denoisers(pipe).items():
+                setattr(pipe, place, torch.compile(denoiser))
         texts = list(mixed_prompts(subject.batch, "calibration")["text"])
-        self._conditioning = self._pipeline.encode(texts)
-        noise = initial_noise([(text, 0) for text in texts], self._pipeline.latent_shape)
-        self._state: SamplerState = self._pipeline.initial_state(noise)
+        seeds = [generator_seed(text, 0) for text in texts]
+        self._call = Call({**loaded.defaults, **own}, {"prompt": texts}, seeds)
 
-    def run(self, plan: PrecisionPlan) -> Tensor:
-        """The final latents."""
-        state = self._state
-        for step, level in enumerate(plan):
-            state = self._pipeline.step(state, step, self._level(level), self._conditioning)
-        return state.latents
+    def seconds(self, plan: PrecisionPlan) -> float:
+        """From the first call of the denoiser to the end of the last step."""
+        timed = _Timed(self._banks, plan, self._wait)
+        arguments = self._call.arguments(range(len(self._call)))
+        pipe, watched = self._pipe, directed(self._pipe, timed)
+        with torch.no_grad(), suppress(_DoneError), refusing(pipe, timed.started), watched:
+            pipe(**arguments, num_inference_steps=len(plan))
+        return timed.ended - timed.began
+
+
+class _DoneError(Exception):
+    """Ends a call after its last step."""
+
+
+class _Timed(Passing):
+    """Directs one run along a plan, and ends it after the last step."""
+
+    def __init__(
+        self, banks: Mapping[str, LevelBank], plan: PrecisionPlan, wait: Callable[[], None]
+    ) -> None:
+        self._banks, self._plan, self._wait = banks, plan, wait
+        self.began = self.ended = 0.0
+
+    def started(self) -> bool:
+        """Whether the run has come to its loop."""
+        return self.began > 0
+
+    def denoise(self, place: str, step: int, run: Run, args: Any, kwargs: Any) -> Any:
+        if not self.began:
+            self._wait()
+            self.began = time.perf_counter()
+        with self._banks[place].at(self._plan[step]):
+            return run(*args, **kwargs)
+
+    def advance(self, step: int, last: bool, run: Run, args: Any, kwargs: Any) -> Any:
+        result = run(*args, **kwargs)
+        if last and step == len(self._plan) - 1:
+            self._wait()
+            self.ended = time.perf_counter()
+            raise _DoneError
+        return result
 
 
 class TrueSize:
@@ -82,24 +125,30 @@ class TrueSize:
         denoiser = shape.build().to(torch.bfloat16).to_empty(device=device)
         for tensor in (*denoiser.parameters(), *denoiser.buffers()):
             torch.nn.init.normal_(tensor, std=0.02)
-        self._level = _levels(subject, denoiser, quantized_layers(denoiser))
+        self._bank = LevelBank(denoiser, subject.levels, quantized_layers(denoiser))
+        self._denoiser = torch.compile(denoiser) if subject.compiled else denoiser
+        self._wait = waiting(subject.device)
+
+    def seconds(self, plan: PrecisionPlan) -> float:
+        """Of all its steps."""
+        self._wait()
+        began = time.perf_counter()
+        self.run(plan)
+        self._wait()
+        return time.perf_counter() - began
 
     @torch.no_grad()
     def run(self, plan: PrecisionPlan) -> Tensor:
         """The network's output at the last step."""
         for level in plan:
-            output: Tensor = self._level(level)(**self._inputs, return_dict=False)[0]
+            with self._bank.at(level):
+                output: Tensor = self._denoiser(**self._inputs, return_dict=False)[0]
         return output
 
 
-def _levels(
-    subject: Subject, denoiser: nn.Module, quantized: tuple[str, ...]
-) -> Callable[[str], Any]:
-    """Looks up the denoiser at a level, compiled where the subject says so."""
-    bank = LevelBank(denoiser, subject.levels, quantized)
-    if not subject.compiled:
-        return bank.__getitem__
-    return {level: torch.compile(bank[level]) for level in subject.levels}.__getitem__
+def waiting(device: str) -> Callable[[], None]:
+    """Waits for what a device has been given to do; nothing is left on a CPU."""
+    return torch.cuda.synchronize if device.startswith("cuda") else lambda: None
 
 
 def _random(value: Any) -> Any:

@@ -11,9 +11,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from tmpdiff_bench.commands import run
@@ -27,7 +26,8 @@ RANDOM = "random"
 class Subject:
     """What is timed: a model at some levels, running `steps` steps of `batch` images.
 
-    Weights `random` are a denoiser of true size, for square images of `resolution` pixels.
+    Weights `random` are a denoiser of true size, for square images of `resolution` pixels; others
+    are a pipeline, with arguments of its `call`.
     """
 
     model: str
@@ -35,50 +35,31 @@ class Subject:
     weights: str = "embedded"
     revision: str | None = None
     steps: int = 20
-    guidance: float = 4.0
+    call: Mapping[str, Any] = field(default_factory=dict)
     batch: int = 1
     device: str = "cpu"
     resolution: int = 1024
     compiled: bool = False
 
 
-class Timer:
-    """A subject in memory."""
-
-    def __init__(self, subject: Subject) -> None:
-        import torch
-
-        from tmpdiff_bench.costs.subjects import runner
-
-        self._runner = runner(subject)
-        self.title = self._runner.title
-        self._wait = torch.cuda.synchronize if subject.device.startswith("cuda") else _nothing
-
-    def seconds(self, plan: PrecisionPlan) -> float:
-        """Wall time of a plan's steps, without encoding and decoding."""
-        self._wait()
-        started = time.perf_counter()
-        self._runner.run(plan)
-        self._wait()
-        return time.perf_counter() - started
-
-
 def main(argv: Sequence[str]) -> None:
     """Answer requests until stdin ends."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
-    timer: Timer | None = None
+    timed: Any = None
     for line in sys.stdin:
         try:
-            if timer is None:
+            if timed is None:
+                from tmpdiff_bench.costs.subjects import runner
+
                 subject = json.loads(line)
-                timer = Timer(Subject(**{**subject, "levels": tuple(subject["levels"])}))
+                timed = runner(Subject(**{**subject, "levels": tuple(subject["levels"])}))
                 answer: dict[str, Any] = {
-                    "title": timer.title,
+                    "title": timed.title,
                     "environment": _environment(subject["device"]),
                 }
             else:
-                answer = {"seconds": timer.seconds(PrecisionPlan.parse(line))}
+                answer = {"seconds": timed.seconds(PrecisionPlan.parse(line))}
         except UsageError as error:
             answer = {"error": str(error)}
         print(json.dumps(answer), file=answers)
@@ -88,10 +69,6 @@ def _environment(device: str) -> dict[str, Any]:
     from tmpdiff_bench.trajectory.workload import environment
 
     return environment(device)
-
-
-def _nothing() -> None:
-    """What waiting for a CPU takes."""
 
 
 if __name__ == "__main__":

@@ -10,17 +10,27 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tmpdiff_bench.deploy.formats import FORMATS, export
-    from tmpdiff_bench.deploy.pipeline import apply, remove
+    from tmpdiff_bench.deploy.pipeline import apply, describe, remove
     from tmpdiff_bench.deploy.policy import StepPolicy
     from tmpdiff_bench.deploy.projection import Projection, project
 
-__all__ = ["FORMATS", "Projection", "StepPolicy", "apply", "export", "project", "remove"]
+__all__ = [
+    "FORMATS",
+    "Projection",
+    "StepPolicy",
+    "apply",
+    "describe",
+    "export",
+    "project",
+    "remove",
+]
 
 _MODULES = {
     "FORMATS": "formats",
     "Projection": "projection",
     "StepPolicy": "policy",
     "apply": "pipeline",
+    "describe": "pipeline",
     "export": "formats",
     "project": "projection",
     "remove": "pipeline",

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tmpdiff_bench.commands import ArgumentParser, finite_float, positive_int, run, seed
+from tmpdiff_bench.commands import ArgumentParser, finite_float, positive_int, run
 from tmpdiff_bench.deploy.formats import FORMATS, export, from_comma
 from tmpdiff_bench.deploy.policy import StepPolicy
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.plan import PrecisionPlan
-from tmpdiff_bench.trajectory.options import EXPERIMENT, add_options, given, levels, settings
+from tmpdiff_bench.options import add_options, experiment, given, levels, values
+from tmpdiff_bench.plan import PlanSchedule, PrecisionPlan
 
 if TYPE_CHECKING:
     from tmpdiff_bench.allocators import AllocationProblem
@@ -29,7 +29,9 @@ examples:
   python -m tmpdiff_bench.deploy allocate --model sd3 --speedup 2 --allocator gram --out plan.json
       records the errors of single steps into plan-recording, then takes the best plan
   python -m tmpdiff_bench.deploy apply plan.json --prompt "a red circle" --out image.png
-      the reference's image and the plan's, side by side; SSIM and times
+      the reference's image and the plan's, side by side; SSIM and times (of sd3)
+  python -m tmpdiff_bench.deploy apply plan.json --weights FOLDER --call height=512 \\
+      --prompt "a red circle" --out image.png
   python -m tmpdiff_bench.deploy export plan.json --format comma
   python -m tmpdiff_bench.deploy export plan.json --format diffusion-step-policy \\
       --recording plan-recording
@@ -41,10 +43,14 @@ BITS = "bits"
 _BITS = {"w8a8": 0.5, "w4a8": 0.5, "fp8": 0.5, "mxfp8": 0.5, "mxfp6": 0.375}
 _BITS |= {"w4a4": 0.25, "mxfp4": 0.25, "nvfp4": 0.25}
 _WIDE = ("fp32", "bf16", "fp16", "w8a16", "w4a16")
-_RECORDED = {**EXPERIMENT}
-_RECORDED["--levels"] = (levels, ("fp32", "w8a8", "w4a4"), "the reference and the low levels")
-_RECORDED["--num-prompts"] = (positive_int, 8, "calibration prompts")
-_RECORDED["--num-seeds"] = (positive_int, 1, "noise seeds of each prompt")
+_LOADING = (
+    *("model", "weights", "revision", "variant", "device", "dtype", "scheduler", "lora"),
+    "vae_tile",
+)
+_NOT_LOADING = (
+    *("levels", "steps", "prompts", "prompt_set", "num_prompts", "num_seeds", "quantized"),
+    *("metrics", "max_batch", "residency", "state_memory", "capture", "plans"),
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -62,21 +68,29 @@ def _allocate(options: argparse.Namespace) -> None:
     _writable(options.out)
     folder = options.recording
     if folder is None:
-        if options.model is None:
-            raise UsageError("name a model by --model, or a recording of one by --recording")
         folder = options.out.with_name(f"{options.out.stem}-recording")
-        from tmpdiff_bench.trajectory import record_model
+        asked = experiment(options)
+        from tmpdiff_bench.trajectory import record
 
-        chosen = settings(options, _RECORDED)
-        record_model(options.model, folder=folder, joint=list, **chosen)
-    elif named := [*["--model"] * (options.model is not None), *given(options, _RECORDED)]:
+        record(asked, folder)
+    elif named := given(options):
         raise UsageError(f"{named[0]} has no effect with --recording: leave one of them out")
     problem = _problem(folder, options.costs, options.speedup)
     allocation = allocate(problem)
-    options.out.write_text(export(allocation.plan, "json"), encoding="utf-8")
+    plan = PrecisionPlan(allocation.plan.levels, _schedule(folder))
+    options.out.write_text(export(plan, "json"), encoding="utf-8")
     print(allocation)
-    print(f"{options.out}: {allocation.plan} (recording: {folder})")
+    print(f"{options.out}: {plan} (recording: {folder})")
     print(_of_costs(options.costs))
+
+
+def _schedule(folder: Path) -> PlanSchedule:
+    """The noise levels that a recording's runs had."""
+    from tmpdiff_bench.trajectory import Recording
+
+    told = Recording.open(folder).manifest["schedule"]
+    sigmas = None if told["sigmas"] is None else tuple(told["sigmas"])
+    return PlanSchedule(told["scheduler"], sigmas, tuple(told["timesteps"]))
 
 
 def _problem(folder: Path, costs: str, speedup: float) -> AllocationProblem:
@@ -105,21 +119,18 @@ def _apply(options: argparse.Namespace) -> None:
     if options.prompt.strip() == "":
         raise UsageError("--prompt is empty")
     from tmpdiff_bench.deploy.comparison import compare
-    from tmpdiff_bench.pipelines import load_model
+    from tmpdiff_bench.pipelines import load_pipeline
 
-    loaded = load_model(
-        options.model,
-        weights=options.weights,
-        revision=options.revision,
-        device=options.device,
-        dtype=options.dtype,
-    )
+    asked = values(options)
+    if not {"model", "weights"} & asked.keys():
+        asked["model"] = "sd3"
+    loaded = load_pipeline(**{name: asked[name] for name in _LOADING if name in asked})
     found = compare(
         loaded,
         plan,
         options.prompt,
-        seed=options.seed,
-        guidance=options.guidance,
+        call=asked.get("call"),
+        seed=asked.get("seed", 0),
         repeats=options.repeats,
         reference=options.reference,
     )
@@ -234,25 +245,24 @@ def _parser() -> ArgumentParser:
     costs: dict[str, Any] = {"default": BITS, "metavar": "TABLE"}
     costs["help"] = "a cost table's name or file (default: in proportion to bits, an assumption)"
     allocate = commands.add_parser("allocate", help="find a plan for a speedup")
-    allocate.add_argument("--model", metavar="NAME", help="the model to record, such as sd3")
     allocate.add_argument("--recording", help="a recording to use instead", **recording)
     allocate.add_argument("--speedup", type=finite_float, required=True, metavar="X")
     allocate.add_argument("--allocator", default="gram", metavar="NAME")
     allocate.add_argument("--costs", **costs)
     allocate.add_argument("--out", type=Path, required=True, metavar="PATH")
-    add_options(allocate, _RECORDED)
+    add_options(
+        allocate,
+        without=("capture", "plans"),
+        levels=("fp32", "w8a8", "w4a4"),
+        num_prompts=8,
+        num_seeds=1,
+    )
     apply = commands.add_parser("apply", help="make an image with a plan and without it")
     apply.add_argument("plan", type=Path, metavar="PLAN")
     apply.add_argument("--prompt", required=True, metavar="TEXT")
     apply.add_argument("--out", type=Path, required=True, metavar="PATH", help="the picture")
-    apply.add_argument("--model", default="sd3", metavar="NAME")
-    apply.add_argument("--weights", default="embedded", help="as of allocate")
-    apply.add_argument("--revision", help="branch, tag or commit of a hub id")
-    apply.add_argument("--device", default="cpu")
-    apply.add_argument("--dtype", default="fp32", help="as of allocate (default: fp32)")
-    apply.add_argument("--guidance", type=finite_float, default=4.0)
-    apply.add_argument("--seed", type=seed, default=0)
     apply.add_argument("--repeats", type=positive_int, default=3, help="timed images of each")
+    add_options(apply, without=_NOT_LOADING)
     ex = commands.add_parser("export", help="write a plan as engines read it")
     ex.add_argument("plan", type=Path, metavar="PLAN")
     ex.add_argument("--format", required=True, choices=FORMATS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +18,12 @@ from tmpdiff_bench.levels import Level
 from tmpdiff_bench.levels.devices import is_reference
 from tmpdiff_bench.levels.level import SIMULATED
 from tmpdiff_bench.metrics import IMAGE_METRICS
-from tmpdiff_bench.noise import initial_noise
-from tmpdiff_bench.pipelines import (
-    FluxStepwise,
-    LoadedModel,
-    PixArtStepwise,
-    SdxlStepwise,
-    StepwisePipeline,
-)
+from tmpdiff_bench.noise import generator_seed
+from tmpdiff_bench.pipelines import LoadedModel, denoisers
+from tmpdiff_bench.pipelines.calls import Call, check_call, read_argument, refusing
 from tmpdiff_bench.plan import PrecisionPlan
+from tmpdiff_bench.prompts.base import prompt_id
+from tmpdiff_bench.trajectory.outputs import as_images
 
 
 @dataclass(frozen=True)
@@ -60,22 +58,22 @@ def compare(
     plan: PrecisionPlan,
     prompt: str,
     *,
+    call: Mapping[str, Any] | None = None,
     seed: int = 0,
-    guidance: float = 4.0,
     repeats: int = 3,
     reference: str = "fp32",
 ) -> Comparison:
     """Make one image with every step at the reference, and with the plan, from the same noise: that
-    of a recording with this prompt's text as its id.
+    of a recording of this prompt. `call`: further arguments of the pipeline's call.
 
-    Both are made once to warm up, then by turns. Raises `UsageError` as `apply`.
+    Both are made once to warm up, then by turns. Raises `UsageError` as `apply` and `check_call`.
     """
     pipe, both = loaded.pipeline, (PrecisionPlan.uniform(reference, len(plan)), plan)
-    stepwise = loaded.stepwise(steps=len(plan), guidance=guidance)
-    denoiser = stepwise.denoiser
-    dtype = next(denoiser.parameters()).dtype
-    noise = initial_noise([(prompt, seed)], stepwise.latent_shape).to(dtype)
-    options = call_options(stepwise, noise)
+    check_call(pipe, call or {})
+    own = {name: read_argument(pipe, name, value) for name, value in (call or {}).items()}
+    shared = {**loaded.defaults, **own, "num_inference_steps": len(plan)}
+    seeds = [generator_seed(prompt_id(prompt), seed)]
+    asked = Call(shared, {"prompt": [prompt]}, seeds)
     images: list[Tensor] = []
     seconds: tuple[list[float], list[float]] = ([], [])
     apply(pipe, plan, levels=[reference])
@@ -84,13 +82,16 @@ def compare(
             for side, chosen in enumerate(both):
                 apply(pipe, chosen)
                 began = time.perf_counter()
-                image = pipe(prompt, output_type="pt", **options).images.float().cpu()
+                arguments = {**asked.arguments([0]), "output_type": "np", "return_dict": False}
+                with refusing(pipe, lambda: images):
+                    image = as_images(pipe(**arguments)[0])
                 if repeat == 0:
                     images.append(image)
                 else:
                     seconds[side].append(time.perf_counter() - began)
     finally:
         remove(pipe)
+    denoiser = next(iter(denoisers(pipe).values()))
     levels = map(Level.parse, dict.fromkeys((reference, *plan)))
     emulated = [x for x in levels if x.backend == SIMULATED and not is_reference(x, denoiser)]
     return Comparison(
@@ -113,25 +114,3 @@ def side_by_side(reference: Image.Image, plan: Image.Image) -> Image.Image:
         draw.text((left + 2, 0), title, fill="black", font=font)
         sheet.paste(image, (left, top))
     return sheet
-
-
-def call_options(stepwise: StepwisePipeline, noise: Tensor) -> dict[str, Any]:
-    """What a family's own `__call__` takes to run as its adapter does, from noise (n, c, h, w) in
-    the denoiser's dtype.
-
-    Without it, flux would ignore guidance where none is distilled into it, and take its size for
-    another; PixArt would move to the nearest of the sizes that it was published for.
-    """
-    guidance, height, width = stepwise.guidance, *stepwise.resolution
-    options: dict[str, Any] = {"num_inference_steps": stepwise.steps, "latents": noise}
-    options |= {"height": height, "width": width, "guidance_scale": guidance}
-    if not isinstance(stepwise, SdxlStepwise):
-        options["max_sequence_length"] = getattr(stepwise, "t5_length", None)
-    if isinstance(stepwise, PixArtStepwise):
-        options |= {"use_resolution_binning": False, "clean_caption": False}
-    if isinstance(stepwise, FluxStepwise):
-        options["latents"] = stepwise.pipeline._pack_latents(noise, *noise.shape)
-        if not stepwise.pipeline.transformer.config.guidance_embeds:
-            negative = [""] * len(noise) if len(noise) > 1 else ""
-            options |= {"negative_prompt": negative, "true_cfg_scale": guidance}
-    return options

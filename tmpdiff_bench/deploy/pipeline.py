@@ -1,20 +1,27 @@
-"""Plans in diffusers pipelines: `apply` and `remove`."""
+"""Plans in diffusers pipelines: `apply`, `describe` and `remove`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary, finalize
 
-from torch import nn
-
-from tmpdiff_bench.deploy.dispatch import PlannedDenoiser
-from tmpdiff_bench.deploy.twins import check_place, eager
+from tmpdiff_bench.deploy.current import CurrentLevels
+from tmpdiff_bench.deploy.planned import Planned
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.levels import Level
-from tmpdiff_bench.pipelines.quantized import quantized_layers
+from tmpdiff_bench.pipelines.loop import denoisers
 from tmpdiff_bench.plan import PrecisionPlan
 
-_PLACES = ("transformer", "unet")
+# Pipelines are told apart here and not by an attribute, a subclass or a hook of theirs: so between
+# calls they are exactly the user's, can be pickled, and hand no plan on by `from_pipe`.
+_PLANNED: WeakKeyDictionary[Any, Planned] = WeakKeyDictionary()
+# `__call__` of a class while one of its pipelines has a plan: ours, and what was there before
+_WATCHED: dict[Any, tuple[Callable[..., Any], Callable[..., Any] | None]] = {}
+_GUARD = threading.RLock()
 
 
 def apply(
@@ -23,6 +30,7 @@ def apply(
     *,
     levels: Sequence[str] | None = None,
     quantized: Sequence[str] | None = None,
+    residency: str = "resident",
     resample: bool = False,
 ) -> None:
     """Make a diffusers pipeline run a plan until `remove`, in place of one that it may run already.
@@ -30,103 +38,114 @@ def apply(
     The plan's steps are those of the whole schedule (`num_inference_steps`), as are the noise
     levels that it was made for: image-to-image calls, which begin in the middle of the schedule,
     begin in the middle of the plan. A call with another number of steps is an error, unless
-    `resample` stretches the plan to it. Levels that round nothing beyond the denoiser's own dtype
-    run the denoiser itself.
+    `resample` stretches the plan to it; one at other noise levels than the plan's own schedule says
+    warns once. Levels that round nothing beyond the denoiser's own dtype run the denoiser itself.
 
-    `levels` are those to keep at hand beside the plan's, so that another plan costs nothing.
-    `quantized` names the denoiser's layers that levels change, where its class is not known.
+    The pipeline is looked at anew at every call: LoRAs, processors, hooks, weights, schedulers and
+    denoisers that were changed in between act at every level.
+
+    `levels` are those to keep at hand beside the plan's: another plan of them, with the same
+    `quantized` and `residency`, makes none anew. `quantized` names the denoiser's layers that
+    levels change (by default, `quantized_layers`). `residency` says where weights of levels not in
+    use are, as in `LevelBank`.
 
     Raises:
-        UsageError: an unknown level, or one that the device lacks; a pipeline without a
-            `transformer` or `unet`, with two denoisers, offloaded layer by layer, or with a cache
-            across steps.
+        UsageError: an unknown level, or one that the device lacks; a pipeline without a denoiser,
+            offloaded layer by layer, or with a cache across steps; names of no layers.
     """
     wanted = tuple(dict.fromkeys((*(levels or ()), *plan)))
     for level in wanted:
         Level.parse(level)
-    place, denoiser = _denoiser(pipe)
-    planned = eager(denoiser)
-    if isinstance(planned, PlannedDenoiser):
-        planned.set_plan(plan, wanted, resample=resample)
-        return
-    _check(planned)
-
-    def layers(module: nn.Module) -> Sequence[str]:
-        if quantized is None:
-            return quantized_layers(module)
-        return [_below_adapter(module, name) for name in quantized]
-
-    with _Offloading(pipe, wanted):
-        made = PlannedDenoiser(
-            pipe, denoiser, plan, levels=wanted, layers=layers, resample=resample
-        )
-        _put(pipe, place, made)
+    denoisers(pipe)
+    with _GUARD:
+        before = _PLANNED.get(pipe)
+        turn = threading.RLock() if before is None else before.turn
+    with turn:
+        made = None if before is None else before.levels
+        if made is not None and made.serve(wanted, quantized, residency):
+            made.refresh(pipe)
+        else:
+            made = CurrentLevels(pipe, wanted, quantized, residency)
+        with _GUARD:
+            _check_class(type(pipe))
+            _watch(type(pipe))
+            if before is None:
+                finalize(pipe, _unwatch, type(pipe))
+            _PLANNED[pipe] = Planned(plan, made, resample=resample, turn=turn)
 
 
 def remove(pipe: Any) -> None:
-    """Give a pipeline its own denoiser back, the very same object.
+    """Let a pipeline run without a plan again.
 
     Raises `UsageError` where no plan was applied.
     """
-    place, denoiser = _denoiser(pipe)
-    planned = eager(denoiser)
-    if not isinstance(planned, PlannedDenoiser):
-        raise UsageError("this pipeline runs no plan: there is nothing to remove")
-    with _Offloading(pipe):
-        _put(pipe, place, planned.original)
-    if "_diffusers_hook" in vars(planned):  # offloaded by groups while it ran the plan
-        from diffusers.hooks import group_offloading
-
-        group_offloading._maybe_remove_and_reapply_group_offloading(eager(planned.original))
+    with _GUARD:
+        _planned(pipe)
+        del _PLANNED[pipe]
+        _unwatch(type(pipe))
 
 
-class _Offloading:
-    """Takes the hooks of model offloading off, and lets diffusers set them anew afterwards."""
+def describe(pipe: Any) -> str:
+    """What a pipeline runs: its plan, the levels with the bytes that each has for itself, and the
+    steps run so far.
 
-    def __init__(self, pipe: Any, levels: Sequence[str] = ()) -> None:
-        self._pipe, self._on = pipe, bool(getattr(pipe, "_all_hooks", None))
-        if self._on:
-            check_place(_denoiser(pipe)[1], levels, pipe._offload_device)
-
-    def __enter__(self) -> None:
-        if self._on:
-            self._pipe.remove_all_hooks()
-
-    def __exit__(self, *error: object) -> None:
-        if self._on:
-            self._pipe.enable_model_cpu_offload(device=self._pipe._offload_device)
+    Raises `UsageError` where no plan was applied.
+    """
+    planned = _planned(pipe)
+    lines = [f"plan: {planned.plan} ({len(planned.plan)} steps)"]
+    for place, bank in planned.levels.banks.items():
+        takes = bank.memory(bank.denoiser, bank.levels, bank.quantized, bank.residency)
+        lines.append(f"{place}: quantized layers: {len(bank.quantized)}; {takes}")
+    lines.append(f"steps run so far: {planned.steps_run}")
+    return "\n".join(lines)
 
 
-def _below_adapter(denoiser: nn.Module, name: str) -> str:
-    """The name of a layer, also where a LoRA has been put around it."""
-    inner = f"{name}.base_layer"
-    return inner if inner in dict(denoiser.named_modules()) else name
+def _planned(pipe: Any) -> Planned:
+    planned = _PLANNED.get(pipe)
+    if planned is None:
+        raise UsageError("this pipeline runs no plan")
+    return planned
 
 
-def _denoiser(pipe: Any) -> tuple[str, nn.Module]:
-    found = [(name, getattr(pipe, name, None)) for name in _PLACES]
-    there = [(name, module) for name, module in found if isinstance(module, nn.Module)]
-    if len(there) != 1 or getattr(pipe, "transformer_2", None) is not None:
+def _check_class(kind: Any) -> None:
+    """Raise `UsageError` where a plan would go when something else does."""
+    if getattr(kind, "_is_cached", False):
         raise UsageError(
-            f"a {type(pipe).__name__} has {len(there)} of {', '.join(_PLACES)}, or a second "
-            "denoiser: pipelines with exactly one are supported"
-        )
-    return there[0]
-
-
-def _check(denoiser: nn.Module) -> None:
-    if getattr(denoiser, "is_cache_enabled", False):
-        raise UsageError(
-            "the denoiser keeps results across steps (enable_cache), which plans change: "
-            "call disable_cache() first"
-        )
-    if any("_hf_hook" in vars(module) for module in list(denoiser.modules())[1:]):
-        raise UsageError(
-            "the denoiser is offloaded layer by layer (enable_sequential_cpu_offload): use "
-            "enable_model_cpu_offload or enable_group_offload"
+            f"a cache has wrapped {kind.__name__}, and would take the plan off with it: take it "
+            "off all pipelines of the class first (disable_cache)"
         )
 
 
-def _put(pipe: Any, place: str, module: nn.Module) -> None:
-    # past the pipeline's own __setattr__, which would write the class into its configuration
-    object.__setattr__(pipe, place, module)
+def _watch(kind: Any) -> None:
+    """Python looks `__call__` up in the class: there runs of planned pipelines are told apart."""
+    original = kind.__call__
+    if kind in _WATCHED:
+        ours = _WATCHED[kind][0]
+        if inspect.unwrap(original, stop=lambda function: function is ours) is ours:
+            return
+
+    @functools.wraps(original)
+    def call(pipe: Any, *args: Any, **kwargs: Any) -> Any:
+        planned = _PLANNED.get(pipe)
+        if planned is None or planned.running:
+            return original(pipe, *args, **kwargs)
+        with planned.run(pipe):
+            return original(pipe, *args, **kwargs)
+
+    _WATCHED[kind] = call, vars(kind).get("__call__")
+    kind.__call__ = call
+
+
+def _unwatch(kind: Any) -> None:
+    """The class as it was, unless another pipeline of it has a plan."""
+    with _GUARD:
+        if kind not in _WATCHED or any(type(other) is kind for other in _PLANNED):
+            return
+        ours, before = _WATCHED[kind]
+        if vars(kind).get("__call__") is not ours:
+            return  # somebody wrapped it again: ours stays, and lets every pipeline run as it is
+        del _WATCHED[kind]
+        if before is None:
+            del kind.__call__
+        else:
+            kind.__call__ = before

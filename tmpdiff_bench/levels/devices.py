@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.levels.leaf import compute_dtype
 from tmpdiff_bench.levels.level import NATIVE, Level
 
 _GENERATIONS = {7: "Volta or Turing", 8: "Ampere or Ada", 9: "Hopper", 10: "Blackwell"}
@@ -62,11 +63,10 @@ _OWN = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 def is_reference(level: Level, denoiser: nn.Module) -> bool:
-    """Whether a level leaves a denoiser as it is: `fp32`, or the dtype that it is in, simulated or
-    native.
+    """Whether a level leaves a denoiser as it is: `fp32`, or the dtype that it computes in,
+    simulated or native.
     """
-    dtype = next(p.dtype for p in denoiser.parameters() if p.is_floating_point())
-    return level.is_plain or level.base == _OWN.get(dtype)
+    return level.is_plain or level.base == _OWN.get(compute_dtype(denoiser))
 
 
 def check_runs(level: Level, denoiser: nn.Module) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.levels.formats import quantize_dequantize
+from tmpdiff_bench.levels.leaf import Leaf
 from tmpdiff_bench.levels.level import Level
 from tmpdiff_bench.levels.simulated import Shared, rounded_weight
 
@@ -30,16 +31,20 @@ def largest_inputs(
     """
     found: dict[str, Tensor] = {}
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            now = inputs[0].detach().flatten(0, -2).abs().amax(0)
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor]], None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+            x = inputs[0] if inputs else named["input"]
+            now = x.detach().flatten(0, -2).abs().amax(0)
             found[name] = torch.maximum(found[name], now) if name in found else now
 
         return hook
 
     layers = {name: denoiser.get_submodule(name) for name in names}
     linear = {name: layer for name, layer in layers.items() if isinstance(layer, nn.Linear)}
-    hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in linear.items()]
+    hooks = [
+        layer.register_forward_pre_hook(watch(name), with_kwargs=True)
+        for name, layer in linear.items()
+    ]
     try:
         run()
     finally:
@@ -50,22 +55,21 @@ def largest_inputs(
     return found
 
 
-class Smoother(nn.Module):
+class Smoother:
     """Divides inputs by `factors` (in,), and gives them so and rounded; layers share it."""
 
-    factors: Tensor
-
     def __init__(self, factors: Tensor, level: Level) -> None:
-        super().__init__()
-        self.register_buffer("factors", factors)
+        self.factors = factors
         self._format = level.activation or "fp32"
         self._both = Shared(self._smooth)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         both: tuple[Tensor, Tensor] = self._both(x)
         return both
 
     def _smooth(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.factors.device != x.device:
+            self.factors = self.factors.to(x.device)
         smooth = x / self.factors
         return smooth, quantize_dequantize(smooth, self._format)
 
@@ -94,14 +98,10 @@ def smoothing(inputs: Tensor, weight: Tensor) -> Tensor:
     return torch.where(factors.isfinite() & (factors > 0), factors, 1.0)
 
 
-class LowRankLinear(nn.Module):
+class LowRankLinear(Leaf):
     """A simulated linear layer whose weight, scaled, is two thin matrices plus a rounded rest."""
 
-    up: Tensor
-    down: Tensor
-
     def __init__(self, layer: nn.Linear, level: Level, smoother: Smoother) -> None:
-        super().__init__()
         weight = layer.weight.detach()
         smooth = weight * smoother.factors
         rank = min(level.rank or 0, *weight.shape)
@@ -109,13 +109,11 @@ class LowRankLinear(nn.Module):
         left, values, right = torch.linalg.svd(smooth.double(), full_matrices=False)
         up = (left[:, :rank] * values[:rank]).to(weight.dtype)
         down = right[:rank].to(weight.dtype)
-        self.weight = rounded_weight(smooth - up @ down, level)
-        self.register_buffer("up", up.contiguous())
-        self.register_buffer("down", down.contiguous())
-        self.bias = layer.bias
+        rest = rounded_weight(smooth - up @ down, level)
+        super().__init__(layer, weight=rest, up=up.contiguous(), down=down.contiguous())
         self._inputs = smoother
 
-    def forward(self, x: Tensor) -> Tensor:
-        smooth, rounded = self._inputs(x)
-        low_rank = F.linear(F.linear(smooth, self.down), self.up)
-        return F.linear(rounded, self.weight, self.bias).add_(low_rank)
+    def forward(self, input: Tensor) -> Tensor:
+        smooth, rounded = self._inputs(input)
+        low_rank = F.linear(F.linear(smooth, self.tensor("down", input)), self.tensor("up", input))
+        return F.linear(rounded, self.tensor("weight", input), self.bias_for(input)).add_(low_rank)

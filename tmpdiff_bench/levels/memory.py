@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from tmpdiff_bench.levels.devices import check_runs, is_reference
+from tmpdiff_bench.levels.formats import CASTS
+from tmpdiff_bench.levels.leaf import QUANTIZABLE, compute_dtype
 from tmpdiff_bench.levels.level import NATIVE, Level
 
 RESIDENCIES = ("resident", "offload", "derive")
@@ -70,18 +73,19 @@ def own_bytes(layer: nn.Module, level: Level) -> int:
 
     Smoothing factors of low-rank branches are counted for every layer, though some share them.
     """
-    if not isinstance(layer, nn.Linear | nn.Conv2d):
+    if not isinstance(layer, QUANTIZABLE):
         return 0
     weight, bias = layer.weight, layer.bias
-    outputs, size = weight.shape[0], weight.element_size()
+    outputs, dtype = weight.shape[0], compute_dtype(layer)
     inputs = weight.numel() // outputs
     if level.backend != NATIVE:
         rank = min(level.rank or 0, outputs, inputs) if isinstance(layer, nn.Linear) else 0
-        return weight.nbytes + size * (rank * (outputs + inputs) + (inputs if rank else 0))
-    cast = 0 if bias is None or size == 2 else 2 * bias.numel()
-    if level.base in ("bf16", "fp16"):
-        return cast + (0 if size == 2 else 2 * weight.numel())
-    if isinstance(layer, nn.Conv2d):
+        branch = rank * (outputs + inputs) + (inputs if rank else 0)
+        return dtype.itemsize * (weight.numel() + branch)
+    cast = 0 if bias is None or dtype == CASTS.get(level.base, torch.bfloat16) else 2 * bias.numel()
+    if level.base in CASTS:
+        return cast + 2 * weight.numel()
+    if not isinstance(layer, nn.Linear):
         return 0
     if weight.device.type == "cpu":  # codes; a scale and a zero point an output
         return weight.numel() + (4 + 8) * outputs

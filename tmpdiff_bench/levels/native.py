@@ -8,26 +8,25 @@ integer products and their scaled copies several times over, and is three times 
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.levels.formats import CASTS
 from tmpdiff_bench.levels.integers import integer_codes
+from tmpdiff_bench.levels.leaf import Leaf
 from tmpdiff_bench.levels.level import Level
 from tmpdiff_bench.levels.simulated import Shared
 
-_CASTS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # what the kernels of torchao need the sizes of a weight to be multiples of
 _MULTIPLE = {"w8a8": 8, "w8a16": 1, "w4a16": 64, "fp8": 16, "mxfp8": 32, "nvfp4": 16}
 
 
-def native_layer(
-    layer: nn.Linear | nn.Conv2d, level: Level, shared: Shared, name: str
-) -> nn.Module:
-    """The native twin of a linear or convolution layer.
+def native_layer(layer: nn.Module, level: Level, shared: Shared, name: str) -> Leaf | None:
+    """A linear or convolution layer at a native level; None where it stays as it is.
 
     Convolutions have no low-precision kernels here: at bf16 and fp16 they are cast like the rest,
     at all other levels they stay at the reference.
@@ -35,10 +34,10 @@ def native_layer(
     Raises:
         UsageError: the layer is of a size that the kernels do not take.
     """
-    if level.base in _CASTS:
-        return Cast(layer, _CASTS[level.base])
-    if isinstance(layer, nn.Conv2d):
-        return layer
+    if level.base in CASTS:
+        return Cast(layer, CASTS[level.base])
+    if not isinstance(layer, nn.Linear):
+        return None
     if layer.weight.device.type == "cpu":
         return Int8Linear(layer, shared)
     if any(size % _MULTIPLE[level.base] for size in layer.weight.shape):
@@ -46,54 +45,58 @@ def native_layer(
             f"layer {name} is {tuple(layer.weight.shape)}: the kernels of {level} take multiples "
             f"of {_MULTIPLE[level.base]} only"
         )
-    return Cast(torchao_linear(layer, level), torch.bfloat16)
+    return Cast(layer, torch.bfloat16, torchao_weight(layer, level))
 
 
-class Cast(nn.Module):
-    """A layer that runs in another dtype than its surroundings."""
+class Cast(Leaf):
+    """A layer that runs in another dtype than what is around it, with another weight if given."""
 
-    def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self._layer = _in_dtype(layer, dtype)
+    layer: Any
+
+    def __init__(self, layer: nn.Module, dtype: torch.dtype, weight: Tensor | None = None) -> None:
+        own, bias = layer.weight, layer.bias
+        assert isinstance(own, Tensor)
+        cast = bias.detach().to(dtype) if isinstance(bias, Tensor) else None
+        super().__init__(
+            layer, weight=own.detach().to(dtype) if weight is None else weight, cast_bias=cast
+        )
         self._dtype = dtype
+        self._linear = isinstance(layer, nn.Linear)
 
-    def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self._layer(x.to(self._dtype)).to(x.dtype)
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.tensor("weight", input)
+        bias = self.tensor("cast_bias", input) if "cast_bias" in self.own else None
+        compute = F.linear if self._linear else self.layer._conv_forward
+        output: Tensor = compute(input.to(self._dtype), weight, bias).to(input.dtype)
         return output
 
 
-class Int8Linear(nn.Module):
+class Int8Linear(Leaf):
     """A linear layer of int8 products on a CPU, summed in int32.
 
     Codes and scales are those of the simulated `w8a8`: results differ from it only by float32
     rounding of the sums. Scales are per output channel and per token.
     """
 
-    packed: Tensor
-    scale: Tensor
-    zero: Tensor
-
     def __init__(self, layer: nn.Linear, inputs: Shared) -> None:
-        super().__init__()
         codes, scale = integer_codes(layer.weight.detach().float(), "int8")
-        self.register_buffer("packed", pack(codes.to(torch.int8)))
-        self.register_buffer("scale", scale.flatten())
-        self.register_buffer("zero", torch.zeros(len(scale), dtype=torch.int64))
-        self.bias = layer.bias
+        zero = torch.zeros(len(scale), dtype=torch.int64)
+        super().__init__(layer, packed=pack(codes.to(torch.int8)), scale=scale.flatten(), zero=zero)
         self._inputs = inputs
 
-    def forward(self, x: Tensor) -> Tensor:
-        codes, scale = self._inputs(x)
+    def forward(self, input: Tensor) -> Tensor:
+        codes, scale = self._inputs(input)
         # the operator knows one scale for all inputs: rows get theirs afterwards, with the bias
         y = torch.ops.onednn.qlinear_pointwise(
-            *(codes, 1.0, 0, self.packed, self.scale, self.zero),
+            *(codes, 1.0, 0, self.own["packed"], self.own["scale"], self.own["zero"]),
             *(None, 1.0, 0, torch.float32, "none", [], ""),
         )
-        if self.bias is None:
+        bias = self.bias_for(input)
+        if bias is None:
             y.mul_(scale)
         else:
-            torch.addcmul(self.bias.detach().float(), y, scale, out=y)
-        output: Tensor = y.view(*x.shape[:-1], -1).to(x.dtype)
+            torch.addcmul(bias.detach().float(), y, scale, out=y)
+        output: Tensor = y.view(*input.shape[:-1], -1).to(input.dtype)
         return output
 
 
@@ -114,13 +117,15 @@ def int8_inputs(x: Tensor) -> tuple[Tensor, Tensor]:
     return codes.to(torch.int8), scale
 
 
-def torchao_linear(layer: nn.Linear, level: Level) -> nn.Module:
-    """A copy of a linear layer whose weight is torchao's low-precision tensor; CUDA only."""
+def torchao_weight(layer: nn.Linear, level: Level) -> Tensor:
+    """The weight of a linear layer as torchao's low-precision tensor; CUDA only."""
     from torchao.quantization import quantize_
 
-    alone = nn.Sequential(_in_dtype(layer, torch.bfloat16))
+    bare = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    bare.weight = nn.Parameter(layer.weight.detach().to(torch.bfloat16), requires_grad=False)
+    alone = nn.Sequential(bare)
     quantize_(alone, torchao_config(level))
-    return alone[0]
+    return bare.weight
 
 
 def torchao_config(level: Level) -> Any:
@@ -151,13 +156,3 @@ def torchao_config(level: Level) -> Any:
     return mx.NVFP4DynamicActivationNVFP4WeightConfig(
         use_triton_kernel=False, use_dynamic_per_tensor_scale=False
     )
-
-
-def _in_dtype(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A twin of a layer in another dtype; parameters that have it already are shared."""
-    twin = copy.copy(layer)
-    twin._parameters = {
-        name: None if p is None else nn.Parameter(p.detach().to(dtype), requires_grad=False)
-        for name, p in layer._parameters.items()
-    }
-    return twin

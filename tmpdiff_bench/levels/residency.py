@@ -11,17 +11,15 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.levels.leaf import Layers, Make
 from tmpdiff_bench.levels.native import pack, unpack
-
-Layers = dict[str, nn.Module]
 
 
 class Store(Protocol):
@@ -36,10 +34,23 @@ class Store(Protocol):
         ...
 
 
+class Resident:
+    """Layers that stay."""
+
+    def __init__(self, make: Make) -> None:
+        self._layers = make()
+
+    def wake(self) -> Layers:
+        return self._layers
+
+    def sleep(self) -> None:
+        pass
+
+
 class Derived:
     """Layers that are made anew every time."""
 
-    def __init__(self, make: Callable[[], Layers]) -> None:
+    def __init__(self, make: Make) -> None:
         self._make = make
 
     def wake(self) -> Layers:
@@ -52,32 +63,34 @@ class Derived:
 class Offloaded:
     """Layers that are made once, and whose own tensors are put aside in between."""
 
-    def __init__(self, layers: Layers, reference: nn.Module) -> None:
-        self._layers = layers
+    def __init__(self, make: Make, reference: nn.Module) -> None:
+        self._layers = make()
         self._device = next(reference.parameters()).device
-        shared = {id(tensor) for tensor in (*reference.parameters(), *reference.buffers())}
-        own: dict[tuple[nn.Module, str], Tensor] = {}
-        for layer in layers.values():
-            for module in layer.modules():
-                for key, tensor in (*module._parameters.items(), *module._buffers.items()):
-                    if tensor is not None and id(tensor) not in shared:
-                        own[module, key] = tensor
-        self._places = [(*place, isinstance(t, nn.Parameter)) for place, t in own.items()]
         aside = _Files if self._device.type == "cpu" else _HostMemory
-        self._aside: _Files | _HostMemory = aside([*own.values()])
+        self._aside: _Files | _HostMemory = aside([t for _, _, t in self._tensors()])
         self.sleep()
 
+    def _tensors(self) -> list[tuple[dict[str, Tensor], str, Tensor]]:
+        own = [leaf.own for leaf in self._layers.values()]
+        return [(tensors, name, tensor) for tensors in own for name, tensor in tensors.items()]
+
     def wake(self) -> Layers:
-        for (module, key, is_parameter), tensor in zip(
-            self._places, self._aside.read(), strict=True
-        ):
-            here = tensor.to(self._device)
-            setattr(module, key, nn.Parameter(here, requires_grad=False) if is_parameter else here)
+        places = self._tensors()
+        for (tensors, name, _), tensor in zip(places, self._aside.read(), strict=True):
+            tensors[name] = tensor.to(self._device)
         return self._layers
 
     def sleep(self) -> None:
-        for module, key, _ in self._places:
-            setattr(module, key, None)
+        nothing = torch.empty(0)
+        for tensors, name, _ in self._tensors():
+            tensors[name] = nothing
+
+
+def store(mode: str, make: Make, reference: nn.Module) -> Store:
+    """The layers that `make` makes, kept as a residency says."""
+    if mode == "resident":
+        return Resident(make)
+    return Derived(make) if mode == "derive" else Offloaded(make, reference)
 
 
 class _HostMemory:
@@ -109,18 +122,3 @@ class _Files:
             pack(tensor) if packed else tensor
             for tensor, packed in zip(tensors, self._packed, strict=True)
         ]
-
-
-class Idle(nn.Module):
-    """In the place of a layer whose weights are not here."""
-
-    def __init__(self, level: str) -> None:
-        super().__init__()
-        self._level = level
-
-    def forward(self, *_: object) -> Tensor:
-        """Refuse. Raises `UsageError`."""
-        raise UsageError(
-            f"the weights of level {self._level} are put aside: ask the bank for bank[level] "
-            "before every use, or keep all levels with residency='resident'"
-        )

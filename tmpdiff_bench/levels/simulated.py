@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tmpdiff_bench.levels.formats import quantize_dequantize
+from tmpdiff_bench.levels.leaf import Leaf
 from tmpdiff_bench.levels.level import Level
 
 
@@ -48,39 +48,42 @@ class ActivationRounder:
         self.images = Shared(lambda x: quantize_dequantize(x.flatten(1), form).view_as(x))
 
 
-class SimulatedLinear(nn.Module):
+class SimulatedLinear(Leaf):
     """A linear layer with rounded weights and inputs, computed in the reference's arithmetic."""
 
     def __init__(self, layer: nn.Linear, level: Level, rounder: ActivationRounder) -> None:
-        super().__init__()
-        self.weight = rounded_weight(layer.weight, level)
-        self.bias = layer.bias
+        super().__init__(layer, weight=rounded_weight(layer.weight, level))
         self._rounder = rounder
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(self._rounder.tokens(x), self.weight, self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(
+            self._rounder.tokens(input), self.tensor("weight", input), self.bias_for(input)
+        )
 
 
-class SimulatedConv2d(nn.Module):
+class SimulatedConv(Leaf):
     """A convolution with rounded weights and inputs, computed in the reference's arithmetic."""
 
-    def __init__(self, layer: nn.Conv2d, level: Level, rounder: ActivationRounder) -> None:
-        super().__init__()
-        self._layer = copy.copy(layer)
-        self._layer._parameters = dict(layer._parameters)
-        self._layer.weight = rounded_weight(layer.weight, level)
+    layer: Any
+
+    def __init__(self, layer: nn.Module, level: Level, rounder: ActivationRounder) -> None:
+        assert isinstance(layer.weight, Tensor)
+        super().__init__(layer, weight=rounded_weight(layer.weight, level))
         self._rounder = rounder
 
-    def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self._layer(self._rounder.images(x))
+    def forward(self, input: Tensor) -> Tensor:
+        rounded = self._rounder.images(input)
+        output: Tensor = self.layer._conv_forward(
+            rounded, self.tensor("weight", input), self.bias_for(input)
+        )
         return output
 
 
 @torch.no_grad()
-def rounded_weight(weight: Tensor, level: Level) -> nn.Parameter:
+def rounded_weight(weight: Tensor, level: Level) -> Tensor:
     """A weight (out, ...) rounded per output channel, or per group or block of inputs of it."""
     flat = weight.detach().flatten(1)
     form = level.weight or "fp32"
     whole = form == "nvfp4"  # its outer scale is one number for a weight, as kernels have it
     rounded = quantize_dequantize(flat, form, group=level.weight_group, whole=whole)
-    return nn.Parameter(rounded.view_as(weight), requires_grad=False)
+    return rounded.view_as(weight)

@@ -67,8 +67,10 @@ def _chosen(names: Sequence[str] | None, of: str) -> list[Metric]:
 
 
 def _check_finite(name: str, batch: Tensor) -> None:
-    if batch.ndim != 4 or not len(batch):
-        raise UsageError(f"{name} have shape {tuple(batch.shape)}, not (n, channels, H, W), n > 0")
+    # latents may be packed, or those of videos
+    if (batch.ndim < 2 if "latents" in name else batch.ndim != 4) or not len(batch):
+        form = "(n, ...)" if "latents" in name else "(n, channels, H, W)"
+        raise UsageError(f"{name} have shape {tuple(batch.shape)}, not {form}, n > 0")
     rows = (~batch.isfinite()).flatten(1).any(1).nonzero()[:, 0].tolist()
     if rows:
         raise UsageError(f"{name} hold values that are not finite, in rows {rows[:8]}")

@@ -40,3 +40,17 @@ class RelativeCosts:
             if level not in self.costs:
                 raise unknown(f"level in the costs {self.name!r}:", level, self.costs)
         return np.tile([float(self.costs[level]) for level in levels], (steps, 1))
+
+
+def costs_of_run(
+    table: CostTable, levels: Sequence[str], nfe_per_step: Sequence[int]
+) -> NDArray[np.float64]:
+    """Costs (S, L) of a run's steps: 0 where the network is not called, as image-to-image runs
+    begin in the middle of the schedule.
+
+    >>> costs_of_run(RelativeCosts("assumed", {"fp32": 1.0, "w8a8": 0.5}), ["w8a8"], [0, 1])
+    array([[0. ],
+           [0.5]])
+    """
+    ran = np.asarray(nfe_per_step, dtype=np.float64) > 0
+    return np.where(ran[:, None], table.step_costs(levels, len(ran)), 0.0)

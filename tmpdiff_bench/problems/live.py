@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,60 +10,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tmpdiff_bench.allocators import AllocationProblem
-from tmpdiff_bench.errors import UsageError, unknown
-from tmpdiff_bench.levels import LevelBank
+from tmpdiff_bench.errors import unknown
 from tmpdiff_bench.metrics.fidelity import LATENT_METRICS
-from tmpdiff_bench.noise import initial_noise
-from tmpdiff_bench.pipelines import StepwisePipeline
 from tmpdiff_bench.plan import PrecisionPlan
-from tmpdiff_bench.problems.costs import CostTable
-from tmpdiff_bench.trajectory.engine import STATE_MEMORY, PrefixEngine
-from tmpdiff_bench.trajectory.workload import Workload
+from tmpdiff_bench.problems.costs import CostTable, costs_of_run
+from tmpdiff_bench.trajectory.engine import PrefixEngine
 
 
 class LiveError:
-    """The mean over a workload's samples of a latent metric between a plan's final latents and
-    those of the reference run. States are kept between calls (`PrefixEngine`), so a plan costs
-    only what it does not share with those before it; `state_memory` bounds them. `engine` has
-    the network evaluations spent.
+    """The mean over an engine's samples of a latent metric between a plan's final latents and those
+    of the reference run. The engine keeps steps between calls, so a plan costs only what it does
+    not share with those before it. `levels[0]` is the reference; `engine` has the network
+    evaluations spent.
+
+    Raises:
+        UsageError: an unknown metric.
     """
 
-    def __init__(
-        self,
-        pipeline: StepwisePipeline,
-        workload: Workload,
-        levels: Sequence[str],
-        *,
-        metric: str = "latent_rmse",
-        state_memory: int = STATE_MEMORY,
-        on_nfe: Callable[[int], None] | None = None,
-    ) -> None:
+    def __init__(self, engine: PrefixEngine, *, metric: str = "latent_rmse") -> None:
         if metric not in LATENT_METRICS:
             raise unknown("latent metric", metric, LATENT_METRICS)
-        for name in ("steps", "guidance", "resolution"):
-            here, there = getattr(pipeline, name), getattr(workload, name)
-            if here != there:
-                raise UsageError(
-                    f"the pipeline's {name} is {here}, the workload's is {there}: make both of the "
-                    "same settings"
-                )
-        samples = workload.samples
-        texts = [workload.prompts[prompt] for prompt, _ in samples]
-        denoiser = pipeline.denoiser
-        place = next(denoiser.parameters())
-        noise = initial_noise(samples, pipeline.latent_shape).to(place.device, place.dtype)
-        self.engine = PrefixEngine(
-            pipeline,
-            LevelBank(denoiser, tuple(levels), pipeline.quantized),
-            pipeline.encode(texts),
-            noise,
-            max_batch=workload.max_batch,
-            state_memory=state_memory,
-            on_nfe=on_nfe,
-        )
-        self._metric = LATENT_METRICS[metric]
-        self._plan = PrecisionPlan.uniform(levels[0], pipeline.steps)
-        self._reference = self.engine.evaluate([self._plan])[0]
+        self.engine, self._metric = engine, LATENT_METRICS[metric]
+        self.levels = next(iter(engine.banks.values())).levels
+        self.steps = int(engine.call.shared["num_inference_steps"])
+        plan = PrecisionPlan.uniform(self.levels[0], self.steps)
+        self._reference = engine.evaluate([plan])[0]
 
     def __call__(self, plan: PrecisionPlan) -> float:
         """Measure one plan."""
@@ -76,38 +47,29 @@ class LiveError:
         return np.asarray(torch.stack(rows).numpy(), dtype=np.float64)
 
     def deviations(self, plans: Sequence[PrecisionPlan]) -> Tensor:
-        """Final latents minus the reference's, (P, n, c, h, w)."""
+        """Final latents minus the reference's, (P, n, ...)."""
         return self.engine.evaluate(plans) - self._reference
 
 
 def live_problem(
-    pipeline: StepwisePipeline,
-    workload: Workload,
+    engine: PrefixEngine,
     cost_table: CostTable,
     *,
-    levels: Sequence[str],
     speedup: float,
     metric: str = "latent_rmse",
     record_singles: bool = False,
-    state_memory: int = STATE_MEMORY,
-    on_nfe: Callable[[int], None] | None = None,
 ) -> AllocationProblem:
-    """The problem of a pipeline on a workload's samples (calibration prompts), `levels[0]` being
-    the reference.
+    """The problem of an engine's levels, the first being the reference, on its samples (of
+    calibration prompts).
 
     `record_singles` runs all single plans at once now, for `single_errors` and, where the metric is
     `latent_rmse`, `gram`: the root of s'Gs is an RMSE, and compares with nothing else.
-    `state_memory` bounds the bytes of states held. `on_nfe` is told the network evaluations just
-    spent, for a progress bar.
 
     Raises:
-        UsageError: an unknown level or metric, a level without a cost, an impossible speedup, a
-            pipeline of other settings than the workload's.
+        UsageError: an unknown metric, a level without a cost, an impossible speedup.
     """
-    error = LiveError(
-        pipeline, workload, levels, metric=metric, state_memory=state_memory, on_nfe=on_nfe
-    )
-    steps = pipeline.steps
+    error = LiveError(engine, metric=metric)
+    levels, steps = error.levels, error.steps
     single_errors = gram = None
     if record_singles:
         singles = [
@@ -122,11 +84,11 @@ def live_problem(
     return AllocationProblem.for_speedup(
         speedup,
         levels=levels,
-        step_costs=cost_table.step_costs(levels, steps),
+        step_costs=costs_of_run(cost_table, levels, engine.nfe_per_step),
         error=error,
         single_errors=single_errors,
         gram=gram,
-        nfe_per_step=[pipeline.nfe(step) for step in range(steps)],
+        nfe_per_step=engine.nfe_per_step,
     )
 
 

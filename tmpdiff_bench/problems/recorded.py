@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tmpdiff_bench.allocators import AllocationProblem
 from tmpdiff_bench.errors import UsageError, unknown
 from tmpdiff_bench.plan import PrecisionPlan
-from tmpdiff_bench.problems.costs import CostTable
+from tmpdiff_bench.problems.costs import CostTable, costs_of_run
 from tmpdiff_bench.trajectory.recording import Recording
 
 _POWERS = {"latent_rmse": 0.5, "latent_mse": 1.0}  # of s'Gs
@@ -97,26 +97,13 @@ def from_recording(
             if error.source(plan) != "measured":
                 raise UsageError(f"the recording's table has no {metric} of the single plan {plan}")
             singles[step, index] = error(plan)
+    nfe_per_step = recording.manifest["nfe"]["per_step"]
     return AllocationProblem.for_speedup(
         speedup,
         levels=levels,
-        step_costs=cost_table.step_costs(levels, steps),
+        step_costs=costs_of_run(cost_table, levels, nfe_per_step),
         error=error,
         single_errors=singles,
         gram=error.gram,
-        nfe_per_step=_nfe_per_step(recording),
+        nfe_per_step=nfe_per_step,
     )
-
-
-def _nfe_per_step(recording: Recording) -> list[int]:
-    """Network evaluations of a sample's steps: as the recorder counted them, or, where an older one
-    did not, two under classifier-free guidance.
-    """
-    counted = recording.manifest.get("nfe")
-    if isinstance(counted, dict) and "per_step" in counted:
-        return list(counted["per_step"])
-    workload = recording.manifest["workload"]
-    # guidance is an input of the published FLUX network: it takes no second pass
-    distilled = workload.get("model") == "flux" and workload.get("weights") != "embedded"
-    guided = workload.get("guidance", 1.0) > 1 and not distilled
-    return [2 if guided else 1] * recording.steps

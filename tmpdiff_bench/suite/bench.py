@@ -1,21 +1,25 @@
-"""What runs on a model: its pipelines, levels and samples, each made once."""
+"""What runs on a model: its levels and samples, each made once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from sys import intern
 from typing import Any
 
+import numpy as np
 import pandas as pd
-import torch
 
 from tmpdiff_bench.levels import Level, LevelBank
-from tmpdiff_bench.noise import initial_noise
-from tmpdiff_bench.pipelines import Conditioning, LoadedModel, StepwisePipeline, load_model
+from tmpdiff_bench.pipelines import LoadedModel, denoisers, load_pipeline
+from tmpdiff_bench.pipelines.calls import Call
+from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.store import CellStore
-from tmpdiff_bench.suite.v1 import GUIDANCE, THREE
+from tmpdiff_bench.suite.v1 import THREE
 from tmpdiff_bench.trajectory import PrefixEngine, Workload
+from tmpdiff_bench.trajectory.engine import level_banks
+from tmpdiff_bench.trajectory.workload import plain, sampler
 from tmpdiff_bench.zoo.captions import Requirement
 from tmpdiff_bench.zoo.prompts import load_prompts
 
@@ -42,6 +46,12 @@ class Prompts:
         return found.head(self.count).reset_index(drop=True)
 
     @property
+    def texts(self) -> dict[str, str]:
+        """By id, the same object whenever the text is the same: engines tell prompts so."""
+        table = self.table
+        return dict(zip(table["prompt_id"], map(intern, table["text"]), strict=True))
+
+    @property
     def samples(self) -> list[tuple[str, int]]:
         return [(prompt, self.seed) for prompt in self.table["prompt_id"]]
 
@@ -64,77 +74,63 @@ class Bench:
         on_nfe: Callable[[int], None],
         dtype: str = "fp32",
     ) -> None:
-        self.model: LoadedModel = load_model(model, dtype=dtype)
+        self.model: LoadedModel = load_pipeline(model, dtype=dtype)
         self.store, self.on_nfe = store, on_nfe
-        self._pipelines: dict[int, StepwisePipeline] = {}
-        self._encoded: dict[str, Conditioning] = {}
-
-    def pipeline(self, steps: int) -> StepwisePipeline:
-        """The denoising loop of some steps."""
-        if steps not in self._pipelines:
-            self._pipelines[steps] = self.model.stepwise(steps=steps, guidance=GUIDANCE)
-        return self._pipelines[steps]
+        self._memos: dict[Any, Any] = {}  # what encoders returned, by batch
 
     @cached_property
-    def bank(self) -> LevelBank:
+    def banks(self) -> dict[str, LevelBank]:
         """All levels, made when the first run needs them."""
-        pipeline = self.pipeline(8)
-        return LevelBank(pipeline.denoiser, LEVELS, pipeline.quantized)
+        return level_banks(self.model.pipeline, LEVELS)
 
-    def nfe(self, steps: int) -> list[int]:
-        """Network evaluations of every step of one sample."""
-        return [self.pipeline(steps).nfe(step) for step in range(steps)]
+    def nfe(self, prompts: Prompts, steps: int) -> list[int]:
+        """Network evaluations of every step of one sample, counted in a run of the first."""
+        one = replace(prompts, count=1)
+        key = self.key(one, steps, purpose="nfe")
+        cell = self.store.get(key)
+        if cell is None:
+            engine = self.engine(one, steps)
+            engine.evaluate([PrecisionPlan.uniform(LEVELS[0], steps)])
+            cell = {"nfe": np.array(engine.nfe_per_step)}
+            self.store.put(key, cell)
+        return [int(nfe) for nfe in cell["nfe"]]
 
     def engine(self, prompts: Prompts, steps: int, *, max_batch: int | None = None) -> PrefixEngine:
         """An engine whose runs have all samples (or `max_batch`) in one batch, and nothing else in
-        it: then the bits of a run depend on its plan alone, whatever else was asked for, as long as
-        plans are run by `each`, or alone.
+        it: then the bits of a run depend on its plan alone, whatever else was asked for.
         """
-        pipeline = self.pipeline(steps)
         return PrefixEngine(
-            pipeline,
-            self.bank,
-            self._conditioning(prompts),
-            initial_noise(prompts.samples, pipeline.latent_shape),
+            self.model.pipeline,
+            self.banks,
+            Call(
+                {**self.model.defaults, "num_inference_steps": steps},
+                {"prompt": list(prompts.texts.values())},
+                self._workload(prompts, steps).generator_seeds,
+            ),
             max_batch=max_batch or len(prompts.table),
             state_memory=STATE_MEMORY,
             on_nfe=self.on_nfe,
+            memos=self._memos,
         )
 
     def key(self, prompts: Prompts, steps: int, **more: object) -> str:
         """Of a cell: everything that changes its numbers."""
-        texts = dict(zip(prompts.table["prompt_id"], prompts.table["text"], strict=True))
-        pipeline = self.pipeline(steps)
-        workload = Workload(
-            model=self.model.family,
-            weights=self.model.weights,
-            weights_digest=self.model.digest,
-            sampler=_settings(self.model.pipeline.scheduler),
-            steps=steps,
-            guidance=GUIDANCE,
-            resolution=pipeline.resolution,
-            prompts=texts,
-            seeds=(prompts.seed,),
-            dtype=str(next(pipeline.denoiser.parameters()).dtype).removeprefix("torch."),
-            max_batch=len(texts),
-        )
         levels = {name: asdict(Level.parse(name)) for name in LEVELS}
+        workload = self._workload(prompts, steps)
         return workload.cell_key(prompts.samples, suite_levels=levels, **more)
 
-    def _conditioning(self, prompts: Prompts) -> Conditioning:
-        """Each prompt is encoded alone, so that its numbers do not depend on the others."""
-        with torch.no_grad():
-            for text in prompts.table["text"]:
-                if text not in self._encoded:
-                    self._encoded[text] = self.pipeline(8).encode([text])
-        each = [self._encoded[text] for text in prompts.table["text"]]
-        return Conditioning(
-            {k: torch.cat([c.positive[k] for c in each]) for k in each[0].positive},
-            {k: torch.cat([c.negative[k] for c in each]) for k in each[0].negative},
+    def _workload(self, prompts: Prompts, steps: int) -> Workload:
+        pipe = self.model.pipeline
+        denoiser = next(iter(denoisers(pipe).values()))
+        return Workload(
+            model=self.model.name,
+            weights=self.model.weights,
+            weights_digest=self.model.digest,
+            sampler=sampler(pipe.scheduler),
+            steps=steps,
+            prompts=prompts.texts,
+            seeds=(prompts.seed,),
+            dtype=str(next(denoiser.parameters()).dtype).removeprefix("torch."),
+            max_batch=len(prompts.table),
+            arguments=plain(self.model.defaults),
         )
-
-
-def _settings(scheduler: Any) -> dict[str, str]:
-    """Class and public settings of a diffusers scheduler, as JSON (infinities become text)."""
-    public = {k: str(v) for k, v in scheduler.config.items() if not k.startswith("_")}
-    return {"class": type(scheduler).__name__, **public}

@@ -62,7 +62,7 @@ def drift_nfe(per_loop: int, samples: int) -> int:
 def _finals(
     bench: Bench, prompts: Prompts, plans: Sequence[PrecisionPlan], condition: str
 ) -> Tensor:
-    """Final latents (P, n, c, h, w) under a condition, from the store where they are there."""
+    """Final latents (P, n, ...) under a condition, from the store where they are there."""
     steps, texts = len(plans[0]), [str(plan) for plan in plans]
     key = bench.key(prompts, steps, purpose="drift", plans=texts, condition=condition)
     cell = bench.store.get(key)
@@ -76,13 +76,13 @@ def _finals(
 
 def _run(bench: Bench, prompts: Prompts, plans: Sequence[PrecisionPlan], condition: str) -> Tensor:
     if condition == "bfloat16":
-        bench = Bench(bench.model.family, bench.store, bench.on_nfe, dtype="bf16")
+        bench = Bench(bench.model.name, bench.store, bench.on_nfe, dtype="bf16")
     batch = 1 if condition == "batch 1" else None
     found: dict[int, Tensor] = {}
     for index, run in bench.engine(prompts, len(plans[0]), max_batch=batch).each(plans):
         if isinstance(run, NonFiniteLatentsError):
             raise run
-        found[index] = run[-1]
+        found[index] = run.final
     return torch.stack([found[index] for index in range(len(plans))])
 
 

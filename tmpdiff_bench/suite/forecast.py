@@ -93,7 +93,7 @@ def forecast(group: Group, tasks: Sequence[Task], profile: Profile) -> Forecast:
     scoring += int(len(tasks) * (len(_UNASKING) - 1) * loop * _TRANSFER_SHARE)
     scoring += int(moved * loop * _TRANSFER_SHARE)
     return Forecast(
-        allocating * profile.calibration,
+        allocating * profile.calibration + loop,  # one sample's calls are counted
         scoring * profile.evaluation,
         drift_nfe(loop, profile.calibration) if group.prompt_set == PROMPT_SETS[0] else 0,
     )

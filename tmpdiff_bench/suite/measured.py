@@ -65,7 +65,7 @@ class MeasuredErrors:
 
     @cached_property
     def _finals(self) -> torch.Tensor:
-        """Final latents of the reference and all single plans, (1 + S (L-1), n, c, h, w)."""
+        """Final latents of the reference and all single plans, (1 + S (L-1), n, ...)."""
         plans = self._recorded_plans
         key = self._key(plans, "singles")
         cell = self._bench.store.get(key)
@@ -77,7 +77,7 @@ class MeasuredErrors:
 
     @property
     def reference(self) -> torch.Tensor:
-        """Final latents of the reference run, (n, c, h, w)."""
+        """Final latents of the reference run, (n, ...)."""
         return self._finals[0]
 
     @cached_property
@@ -143,7 +143,7 @@ class MeasuredErrors:
         for index, run in self._bench.engine(self._prompts, self._steps).each(plans):
             if isinstance(run, NonFiniteLatentsError):
                 raise run
-            yield plans[index], run[-1]
+            yield plans[index], run.final
 
     def _errors(self, final: torch.Tensor) -> Floats:
         found: Floats = LATENT_METRICS[MATCHED](final, self.reference).double().numpy()

@@ -204,7 +204,7 @@ class _ModelRun:
         for plans in every_plan(group):
             errors.prepare(plans)
         short = ShortRuns(bench, prompts, group.steps)
-        nfe, samples = bench.nfe(group.steps), len(prompts.table)
+        nfe, samples = bench.nfe(prompts, group.steps), len(prompts.table)
         for task in tasks:
             self._outcomes[task] = allocate_all(
                 task, errors, short, nfe, samples, self._contributed

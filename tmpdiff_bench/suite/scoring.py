@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tmpdiff_bench.metrics import evaluate_images, evaluate_latents, get_metric
+from tmpdiff_bench.metrics import LATENT_METRICS, evaluate_images, get_metric
 from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.suite.bench import LEVELS, Bench, Prompts
 from tmpdiff_bench.suite.v1 import METRICS, OF_THE_IMAGE_ALONE
 from tmpdiff_bench.trajectory import NonFiniteLatentsError
+from tmpdiff_bench.trajectory.engine import PlanRun
 
 PICTURED = 2  # samples whose images are kept
 
@@ -60,8 +61,8 @@ class Scorer:
             elif plan not in self._found:
                 missing.setdefault(len(plan), []).append(plan)
         for steps, some in missing.items():
-            for plan, final in self._runs(some, steps):
-                score = self._score(final)
+            for plan, run in self._runs(some, steps):
+                score = self._score(run.final, run.images())
                 cell = {"values": score.values, "pictures": score.pictures}
                 self._bench.store.put(self._key(plan), cell)
                 self._found[plan] = score
@@ -81,46 +82,43 @@ class Scorer:
                     "value": float(value),
                 }
 
-    def _score(self, final: Tensor) -> Score:
-        images = self._images(final)
-        reference = self._reference_final
-        found = evaluate_latents(final, reference, [m for m in METRICS if _of(m) == "latents"])
-        found |= evaluate_images(
+    def _score(self, final: Tensor, images: Tensor) -> Score:
+        reference, reference_images = self._reference_run
+        of_images = evaluate_images(
             images,
-            self._reference_images,
-            [m for m in METRICS if _of(m) == "images"],
+            reference_images,
+            [metric for metric in METRICS if metric not in LATENT_METRICS],
             requirements=self.prompts.requirements(),
         )
-        values = np.array([found[metric].values for metric in METRICS], dtype=np.float64)
+        rows = [
+            of_images[metric].values
+            if metric in of_images
+            else LATENT_METRICS[metric](final, reference).tolist()
+            for metric in METRICS
+        ]
+        values = np.array(rows, dtype=np.float64)
         pictures = (images[:PICTURED].clamp(0, 1) * 255).round().to(torch.uint8)
         return Score(values, pictures.permute(0, 2, 3, 1).contiguous().numpy())
 
     @cached_property
-    def _reference_final(self) -> Tensor:
+    def _reference_run(self) -> tuple[Tensor, Tensor]:
+        """Final latents (n, ...) and images (n, 3, H, W) of the reference."""
         plan = PrecisionPlan.uniform(LEVELS[0], self._steps)
         key = self._bench.key(self.prompts, self._steps, purpose="scored reference")
         cell = self._bench.store.get(key)
         if cell is None:
-            [(_, final)] = self._runs([plan], self._steps)
-            cell = {"final": final.numpy()}
+            [(_, run)] = self._runs([plan], self._steps)
+            cell = {"final": run.final.numpy(), "images": run.images().numpy()}
             self._bench.store.put(key, cell)
-        return torch.from_numpy(cell["final"])
-
-    @cached_property
-    def _reference_images(self) -> Tensor:
-        return self._images(self._reference_final)
-
-    def _images(self, latents: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self._bench.pipeline(self._steps).decode(latents).cpu()
+        return torch.from_numpy(cell["final"]), torch.from_numpy(cell["images"])
 
     def _runs(
         self, plans: Sequence[PrecisionPlan], steps: int
-    ) -> Iterator[tuple[PrecisionPlan, Tensor]]:
+    ) -> Iterator[tuple[PrecisionPlan, PlanRun]]:
         for index, run in self._bench.engine(self.prompts, steps).each(plans):
             if isinstance(run, NonFiniteLatentsError):
                 raise run
-            yield plans[index], run[-1]
+            yield plans[index], run
 
     def _key(self, plan: PrecisionPlan) -> str:
         return self._bench.key(
@@ -144,7 +142,3 @@ class ShortRuns:
         """The mean latent RMSE of a run of `steps` steps."""
         plan = PrecisionPlan.uniform(LEVELS[0], steps)
         return float(self._scorer[plan].values[METRICS.index("latent_rmse")].mean())
-
-
-def _of(metric: str) -> str:
-    return get_metric(metric).of

@@ -10,7 +10,6 @@ from tmpdiff_bench.suite.tasks import Task
 VERSION = 1
 MODELS = ("sd3", "flux", "pixart", "sdxl")
 PROMPT_SETS = ("scenes-attributes", "scenes-relations", "scenes-counts")
-GUIDANCE = 4.0
 NFE_PER_STEP = 2  # of every embedded model: guidance needs a second pass
 SEED = 0
 TWO, THREE = ("fp32", "w4a4"), ("fp32", "w8a8", "w4a4")

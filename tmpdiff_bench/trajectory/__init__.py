@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from tmpdiff_bench.plan import nodes_per_step
 
 if TYPE_CHECKING:
-    from tmpdiff_bench.trajectory.engine import NonFiniteLatentsError, PrefixEngine
-    from tmpdiff_bench.trajectory.experiment import model_nfe, record_model
+    from tmpdiff_bench.trajectory.engine import PrefixEngine
     from tmpdiff_bench.trajectory.jobs import JointRun
     from tmpdiff_bench.trajectory.recorder import record
     from tmpdiff_bench.trajectory.recording import Recording
+    from tmpdiff_bench.trajectory.replay import NonFiniteLatentsError
     from tmpdiff_bench.trajectory.workload import Workload
 
 __all__ = [
@@ -24,21 +24,17 @@ __all__ = [
     "PrefixEngine",
     "Recording",
     "Workload",
-    "model_nfe",
     "nodes_per_step",
     "record",
-    "record_model",
 ]
 
 _MODULES = {
     "JointRun": "jobs",
-    "NonFiniteLatentsError": "engine",
+    "NonFiniteLatentsError": "replay",
     "PrefixEngine": "engine",
     "Recording": "recording",
     "Workload": "workload",
-    "model_nfe": "experiment",
     "record": "recorder",
-    "record_model": "experiment",
 }
 
 

@@ -5,14 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tmpdiff_bench.commands import ArgumentParser, run
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.trajectory.options import EXPERIMENT, add_options, settings
-
-if TYPE_CHECKING:
-    from tmpdiff_bench.trajectory import JointRun
+from tmpdiff_bench.options import add_options, experiment
 
 DESCRIPTION = """\
 Runs a diffusion model with every step alone at low precision, and along plans of your own, and
@@ -25,9 +21,9 @@ examples:
   python -m tmpdiff_bench.trajectory record --model sd3 --steps 8 --levels fp32,w4a4 \\
       --plan "fp32*2 w4a4*4 fp32*2" --plan "w4a4*8" --capture trajectory --out mine8
       two plans besides, and the latents after every step
-  python -m tmpdiff_bench.trajectory record --model flux --weights FOLDER --device cuda \\
-      --levels bf16,w4a4 --prompt-set mjhq --num-prompts 64 --out flux-mjhq
-      64 calibration prompts of MJHQ-30K, from the hub or its cache
+  python -m tmpdiff_bench.trajectory record --weights FOLDER --device cuda --dtype bf16 \\
+      --levels bf16,w4a4 --prompt-set mjhq --num-prompts 64 --call height=1024 --out mine-mjhq
+      any diffusers pipeline; 64 calibration prompts of MJHQ-30K, from the hub or its cache
   python -m tmpdiff_bench.trajectory info mine
   python -m tmpdiff_bench.trajectory verify mine mine8
   python -m tmpdiff_bench.trajectory export mine --out mine-arrays
@@ -52,18 +48,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _record(options: argparse.Namespace) -> None:
-    chosen = settings(options, EXPERIMENT)
-    plans = _joint(options.plan, chosen["levels"], chosen["steps"])
-    from tmpdiff_bench.trajectory import record_model
+    asked = experiment(options)
+    from tmpdiff_bench.trajectory import record
 
-    recording = record_model(
-        options.model,
-        folder=options.out,
-        joint=lambda: plans,
-        capture=options.capture,
-        store=options.store,
-        **chosen,
-    )
+    recording = record(asked, options.out, store=options.store)
     nfe = recording.manifest["nfe"]
     print(
         f"{options.out}: {recording.singles.shape[1] * (len(recording.levels) - 1)} single and "
@@ -72,22 +60,8 @@ def _record(options: argparse.Namespace) -> None:
     )
 
 
-def _joint(texts: Sequence[str], levels: tuple[str, ...], steps: int) -> list[JointRun]:
-    """The plans of the command line, all held out: nothing is fitted to them."""
-    from tmpdiff_bench.plan import PrecisionPlan
-    from tmpdiff_bench.trajectory import JointRun
-
-    plans = [PrecisionPlan.parse(text) for text in texts]
-    for plan in plans:
-        if len(plan) != steps:
-            raise UsageError(f"--plan {plan} has {len(plan)} steps, the experiment {steps}")
-        if strange := next((level for level in plan if level not in levels), None):
-            raise UsageError(f"--plan {plan} uses {strange}, which is not among the --levels")
-    return [JointRun(plan, "given", held_out=True) for plan in dict.fromkeys(plans)]
-
-
 def _info(folder: Path) -> None:
-    from tmpdiff_bench.trajectory import Recording
+    from tmpdiff_bench.trajectory.recording import Recording, call_words
 
     recording = Recording.open(folder)
     manifest, workload = recording.manifest, recording.manifest["workload"]
@@ -95,8 +69,8 @@ def _info(folder: Path) -> None:
     facts = {
         "model": f"{manifest['title']}, weights sha256 {workload['weights_digest'][:16]}",
         "levels": f"{', '.join(recording.levels[1:])} against {recording.levels[0]}",
-        "sampler": f"{workload['sampler']['class']}, {recording.steps} steps, "
-        f"guidance {workload['guidance']:g}",
+        "sampler": f"{workload['sampler']['class']}, {recording.steps} steps",
+        "call": call_words(workload["arguments"]),
         "samples": f"{len(recording.samples)}: {len(recording.prompts)} prompts of "
         f"{manifest['dataset']}, seeds {', '.join(map(str, workload['seeds']))}",
         "metrics": ", ".join(recording.table["metric"].unique()),
@@ -163,28 +137,13 @@ def _parser() -> ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     record = commands.add_parser("record", help="run a model and write a recording")
-    record.add_argument("--model", required=True, metavar="NAME", help="sd3, flux, pixart or sdxl")
     record.add_argument(
         "--out", type=Path, required=True, metavar="PATH", help="folder of the recording"
     )
     record.add_argument(
-        "--plan",
-        action="append",
-        default=[],
-        metavar="PLAN",
-        help='a joint plan, such as "fp32*3 w4a4*17"; may be given many times',
-    )
-    record.add_argument(
-        "--capture",
-        choices=("terminal", "trajectory"),
-        default="terminal",
-        help="of single runs, keep the final latents, or those after every step "
-        "(default: %(default)s)",
-    )
-    record.add_argument(
         "--store", type=Path, metavar="PATH", help="folder that keeps finished cells"
     )
-    add_options(record, EXPERIMENT)
+    add_options(record)
     info = commands.add_parser("info", help="say what a recording holds")
     export = commands.add_parser("export", help="write a recording as CSV and .npy files")
     for command in (info, export):

@@ -16,9 +16,9 @@ from tmpdiff_bench.trajectory.measures import Measures
 from tmpdiff_bench.trajectory.recording import Recording
 
 COLUMNS = ("model", "dataset", "plan", "kind", "prompt_id", "seed", "metric", "value")
-# cells of a chunk's jobs: "final" (n, c, h, w); of runs also "pictures", "metrics" (M, n) unless it
-# is the reference's, which may have "reference_metrics" (A, n), and "along" (S, n, c, h, w) where
-# it is captured
+# cells of a chunk's jobs: "final" (n, ...); of runs also "pictures", "metrics" (M, n) unless it is
+# the reference's, which may have "reference_metrics" (A, n), and "along" (R, n, ...), after each
+# step that ran, where it is captured
 ChunkRuns = dict[Purpose, list[dict[str, NDArray[Any]]]]
 
 
@@ -27,8 +27,6 @@ def assemble(
     measures: Measures,
     chunks: Sequence[ChunkRuns],
     manifest: dict[str, Any],
-    title: str,
-    dataset: str,
 ) -> Recording:
     """The recording of all chunks; its numerical floor is added to the manifest."""
 
@@ -72,7 +70,7 @@ def assemble(
         held_out=np.array([run.held_out for run in jobs.joint], dtype=np.bool_),
         joint=deviations[singles:],
         floor=floor,
-        table=table.assign(model=title, dataset=dataset)[list(COLUMNS)],
+        table=table.assign(model=manifest["title"], dataset=manifest["dataset"])[list(COLUMNS)],
         pictures={
             "reference" if i == 0 else str(plan): pictures[i] for i, plan in enumerate(jobs.runs)
         },

@@ -1,299 +1,449 @@
 """Prefix-tree evaluation: every distinct prefix of all plans asked for runs once, while memory
-lasts. What is shared, and what it saves, is counted in `tree`.
+lasts. A plan is one call of the pipeline, in which what is known of it is replayed.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.levels import LevelBank
-from tmpdiff_bench.pipelines import Conditioning, SamplerState, StepwisePipeline
+from tmpdiff_bench.levels import Level, LevelBank
+from tmpdiff_bench.levels.devices import is_reference
+from tmpdiff_bench.levels.memory import Memory
+from tmpdiff_bench.pipelines.calls import Call
+from tmpdiff_bench.pipelines.layers import resolve_layers
+from tmpdiff_bench.pipelines.loop import denoisers, directed, eager
+from tmpdiff_bench.pipelines.schedule import Schedule
 from tmpdiff_bench.plan import PrecisionPlan, check_lengths
-from tmpdiff_bench.trajectory.tree import Node, Work, grow, root
+from tmpdiff_bench.trajectory.merging import Merging, UnlikeError
+from tmpdiff_bench.trajectory.outputs import as_images, calling, returns_latents
+from tmpdiff_bench.trajectory.replay import (
+    EncodedError,
+    Encoding,
+    Memo,
+    NonFiniteLatentsError,
+    Perturbation,
+    Replay,
+    Request,
+    StepRecord,
+    tensors_in,
+)
+from tmpdiff_bench.trajectory.strands import run_together, twin
 
-# changes the latents (n, c, h, w) that a node of the tree starts from: (latents, step, level)
-Perturbation = Callable[[Tensor, int, str], Tensor]
 MAX_BATCH = 32
 STATE_MEMORY = 2**30
+Memos = dict[tuple[Any, ...], Memo]
+_Prefix = tuple[int, tuple[str, ...]]  # a batch of samples, and the levels so far
 
 
-class NonFiniteLatentsError(UsageError):
-    """A step produced NaN or infinite latents; names the step and the level."""
+@dataclass(frozen=True)
+class PlanRun:
+    """`path` (S, n, ...): latents after every step that ran; `final` (n, ...): what the pipeline
+    returns; both float32 on the CPU. `images()` decodes by the pipeline's own path, (n, 3, H, W) in
+    [0, 1], frames of a video one below the other; ask before the next plan is run.
+    """
+
+    path: Tensor
+    final: Tensor
+    images: Callable[[], Tensor]
 
 
 class PrefixEngine:
-    """Runs plans on n fixed samples: `conditioning` and `noise` (n, c, h, w) have n rows.
+    """Runs plans on the n samples of `call`, by the pipeline's own `__call__`.
 
-    Up to `max_batch` rows that need the same step and level run as one batch. At most
-    `state_memory` bytes of states are held: where all plans at once would need more, the tree is
-    taken in parts, depth first; what room is left keeps the states used last, so that later calls
-    go on from the longest prefix they share with earlier ones. `perturb` changes the latents that
-    each node starts from; `on_nfe` is told the network evaluations just spent.
+    `banks` has the levels of each denoiser; none are needed to `encode`. Up to `max_batch` samples
+    run as one batch. At most `state_memory` bytes of steps are held: those of the plan in hand, and
+    of others what was used last, so that later plans go on from the longest prefix they share with
+    earlier ones. `perturb` changes the latents that denoisers are given; `on_nfe` is told the
+    network evaluations just spent. `memos`, a dictionary handed to several engines of one pipeline
+    and the same shared arguments, lets them share what encoders returned for a batch: for the same
+    seeds and the same objects as per-sample arguments.
 
-    `nfe` counts network evaluations spent, `plain_nfe` those that one loop per plan asked for would
-    have spent, `peak_memory` the most bytes of states ever held.
+    `nfe` counts network evaluations spent, `peak_memory` the most bytes of steps ever held.
     """
 
     def __init__(
         self,
-        pipeline: StepwisePipeline,
-        bank: LevelBank,
-        conditioning: Conditioning,
-        noise: Tensor,
+        pipe: Any,
+        banks: Mapping[str, LevelBank],
+        call: Call,
         *,
         max_batch: int = MAX_BATCH,
         state_memory: int = STATE_MEMORY,
         perturb: Perturbation | None = None,
         on_nfe: Callable[[int], None] | None = None,
+        memos: Memos | None = None,
     ) -> None:
         if max_batch < 1:
             raise UsageError(f"--max-batch is {max_batch}: at least 1 is needed")
-        self.pipeline, self.bank = pipeline, bank
-        self.nfe = self.plain_nfe = 0
-        self._conditioning, self._samples = conditioning, len(noise)
-        self._max_batch, self._perturb, self._on_nfe = max_batch, perturb, on_nfe
-        self._tree = root()
-        self._states = _States(state_memory)
-        self._states.put(self._tree, pipeline.initial_state(noise))
+        denoisers(pipe)
+        self.pipe, self.banks, self.call = pipe, banks, call
+        self.nfe = 0
+        self.schedule: Schedule | None = None
+        self._asked = 0
+        count = math.ceil(len(call) / max_batch)
+        self._batches = [x.tolist() for x in torch.arange(len(call)).tensor_split(count)]
+        self._beside = max(1, max_batch // len(self._batches[0]))  # plans run side by side
+        self._memos = [self._memo(rows, {} if memos is None else memos) for rows in self._batches]
+        self._perturb, self._on_nfe = perturb, on_nfe
+        self._first = 0  # the step that runs begin with
+        self._rows: dict[int, int] = {}  # through denoisers, by step of the first batch
+        self._steps, self._finals = _Held(state_memory), _Held(state_memory)
+        self._failed: dict[tuple[str, ...], NonFiniteLatentsError] = {}
+        self._latent = returns_latents(pipe)
 
     @property
     def peak_memory(self) -> int:
-        """Most bytes of states ever held."""
-        return self._states.peak
+        """Most bytes of steps ever held."""
+        return self._steps.peak
+
+    @property
+    def nfe_per_step(self) -> list[int]:
+        """Network evaluations of one sample, by step; known once a plan has run."""
+        steps = self.schedule.steps if self.schedule else 0
+        each = len(self._batches[0])
+        return [math.ceil(self._rows.get(step, 0) / each) for step in range(steps)]
+
+    @property
+    def plain_nfe(self) -> int:
+        """What one call of the pipeline per plan asked for would have spent."""
+        return self._asked * len(self.call) * sum(self.nfe_per_step)
+
+    @property
+    def first(self) -> int:
+        """The step that runs begin with: image-to-image calls begin in the middle."""
+        return self._first
+
+    @torch.no_grad()
+    def encode(self) -> None:
+        """Run all that comes before the first call of a denoiser; then text encoders can be freed,
+        and weights of denoisers loaded.
+        """
+        for rows, memo in zip(self._batches, self._memos, strict=True):
+            if not memo.whole:
+                self._begun(rows, memo)
 
     @torch.no_grad()
     def evaluate(self, plans: Sequence[PrecisionPlan]) -> Tensor:
-        """Final latents (P, n, c, h, w) of P plans, float32 on the CPU, all plans batched together.
+        """Final latents (P, n, ...) of P plans, float32 on the CPU.
+
+        Plans run side by side, as many as `max_batch` allows, and calls of a denoiser at one level
+        are joined to one where that is possible: so the last bits of a run depend on the other
+        plans. With `max_batch` samples in the engine, or one plan, they don't.
 
         Raises:
             NonFiniteLatentsError: a step produced NaN or infinity.
-            UsageError: plans of unequal length or not of `pipeline.steps` steps, an unknown level,
-                or too little state memory for a single path through the tree.
+            UsageError: plans of unequal length or not of the schedule's, or an unknown level.
         """
-        leaves = self._leaves(plans)
-        found = self._latents(leaves)
-        return torch.stack([found[leaf] for leaf in leaves])
+        indices = self._indices(plans)
+        order = depth_first(list(indices))
+        found: dict[int, Tensor] = {}
+        for start in range(0, len(order), self._beside):
+            group = order[start : start + self._beside]
+            for plan, final in zip(group, self._evaluated(group), strict=True):
+                found |= dict.fromkeys(indices[plan], final)
+        return torch.stack([found[i] for i in range(len(plans))])
 
     def each(
         self, plans: Sequence[PrecisionPlan]
-    ) -> Iterator[tuple[int, Tensor | NonFiniteLatentsError]]:
-        """Runs one after the other, each as soon as it is done: a plan's index, and its latents
-        after every step (S, n, c, h, w), float32 on the CPU, or what made the run fail.
-
-        Depth first: every prefix is computed once, the states of one path are held at a time, and
-        rows of different nodes never share a batch, so that the last bits of a run do not depend on
-        the other plans. The first plan comes first. Raises `UsageError` as `evaluate`.
+    ) -> Iterator[tuple[int, PlanRun | NonFiniteLatentsError]]:
+        """Runs one after the other, each as soon as it is done: a plan's index, and its run, or
+        what made it fail. Depth first, the first plan first: every prefix is run once, and a run
+        does not depend on the other plans by a bit. Raises `UsageError` as `evaluate`.
         """
-        indices: dict[Node, list[int]] = {}
-        for i, leaf in enumerate(self._leaves(plans)):
-            indices.setdefault(leaf, []).append(i)
-        work = Work.of(indices, (self._tree,), self.pipeline.steps)
-        try:
-            for leaf, run in self._runs_below(self._tree, (), work):
-                for i in indices[leaf]:
-                    yield i, run
-        finally:
-            self._states.unpin_all_but(self._tree)
+        indices = self._indices(plans)
+        for plan in depth_first(list(indices)):
+            run = self._run(plan)
+            for i in indices[plan]:
+                yield i, run
 
-    def _runs_below(
-        self, node: Node, latents: tuple[Tensor, ...], work: Work
-    ) -> Iterator[tuple[Node, Tensor | NonFiniteLatentsError]]:
-        """The leaves below a node with their runs; `latents` are those up to the node."""
-        children = work.children[node]
-        for child in children:
-            state, failure = None, None
-            try:
-                [state] = self._run(node.depth, child.level, [node])
-            except NonFiniteLatentsError as error:
-                failure = error
-            if child is children[-1] and node is not self._tree:
-                self._states.drop(node)
-            if failure is not None:
-                yield from ((leaf, failure) for leaf in work.leaves(child))
-                continue
-            assert state is not None
-            along = (*latents, state.latents.float().cpu())
-            if child.depth == work.steps:
-                yield child, torch.stack(along)
-            else:
-                self._states.put(child, state)
-                yield from self._runs_below(child, along, work)
+    @torch.no_grad()
+    def images(self, plan: PrecisionPlan) -> Tensor:
+        """A plan's images (n, 3, H, W) in [0, 1], float32 on the CPU."""
+        batches = range(len(self._batches))
+        return torch.cat([as_images(self._called(b, plan, "np")[0]) for b in batches])
 
-    def _leaves(self, plans: Sequence[PrecisionPlan]) -> list[Node]:
-        """The leaves of plans that can be run, their plain cost counted."""
-        steps = check_lengths(plans)
-        if steps != self.pipeline.steps:
-            raise UsageError(f"plans have {steps} steps, the pipeline has {self.pipeline.steps}")
+    def _indices(self, plans: Sequence[PrecisionPlan]) -> dict[PrecisionPlan, list[int]]:
+        """Where each different plan stands."""
+        check_lengths(plans)
         for level in dict.fromkeys(level for plan in plans for level in plan):
-            self.bank.check(level)
-        per_plan = sum(self.pipeline.nfe(step) for step in range(steps))
-        self.plain_nfe += len(plans) * per_plan * self._samples
-        return [grow(self._tree, plan) for plan in plans]
+            for bank in self.banks.values():
+                bank.check(level)
+        self._asked += len(plans)
+        indices: dict[PrecisionPlan, list[int]] = {}
+        for i, plan in enumerate(plans):
+            indices.setdefault(plan, []).append(i)
+        return indices
 
-    def _latents(self, wanted: Sequence[Node]) -> dict[Node, Tensor]:
-        """Latents of nodes, computed where they are not at hand."""
-        found = {
-            node: self._states[node].latents.float().cpu()
-            for node in wanted
-            if node in self._states
-        }
-        work = Work.of(wanted, self._states, self.pipeline.steps)
-        self._states.pin(work.starts)
+    def _check_failed(self, plan: PrecisionPlan) -> None:
+        for end in range(1, len(plan) + 1):
+            if failure := self._failed.get(plan.levels[:end]):
+                raise failure
+
+    @torch.no_grad()
+    def _run(self, plan: PrecisionPlan) -> PlanRun | NonFiniteLatentsError:
         try:
-            self._take(work, found)
-        finally:
-            self._states.unpin_all_but(self._tree)
-        return found
+            self._check_failed(plan)
+            runs = [self._go(batch, plan) for batch in range(len(self._batches))]
+        except NonFiniteLatentsError as error:
+            return error
+        path = torch.cat([torch.stack(latents) for _, latents in runs], dim=1)
+        return PlanRun(path, torch.cat([final for final, _ in runs]), partial(self.images, plan))
 
-    def _take(self, work: Work, found: dict[Node, Tensor]) -> None:
-        """Compute all of `work`, its starts joining the frontier at their depths."""
-        frontier: list[Node] = []
-        for depth in range(work.steps):
-            joining = [node for node in work.starts if node.depth == depth]
-            # the root is held, and so are the starts that lie deeper
-            others = 1 + sum(node.depth > depth for node in work.starts)
-            frontier = self._advance([*joining, *frontier], others, work, found)
-
-    def _advance(
-        self, frontier: list[Node], others: int, work: Work, found: dict[Node, Tensor]
-    ) -> list[Node]:
-        """Take nodes of one depth a step on, and return their children; or, where memory lacks for
-        that, take them to their leaves part by part, and return nothing. `others` is the number of
-        states that must stay besides.
-        """
-
-        def fits(nodes: list[Node], besides: int) -> bool:
-            return besides + work.peak(nodes) <= self._states.capacity
-
-        if not frontier:
-            return []
-        if len(frontier) == 1 or fits(frontier, others):
-            return self._step(frontier, work, found)
-        while frontier:
-            size = 1
-            while size < len(frontier) and fits(
-                frontier[: size + 1], others + len(frontier) - size - 1
-            ):
-                size += 1
-            part, frontier = frontier[:size], frontier[size:]
-            while part:
-                part = self._advance(part, others + len(frontier), work, found)
-        return []
-
-    def _step(self, nodes: list[Node], work: Work, found: dict[Node, Tensor]) -> list[Node]:
-        """Run one step from nodes of one depth, level by level; returns the children to go on."""
-        step = nodes[0].depth
-        unborn = {node: len(work.children[node]) for node in nodes}
-        edges: dict[str, list[tuple[Node, Node]]] = {}
-        for node in nodes:
-            for child in work.children[node]:
-                edges.setdefault(child.level, []).append((node, child))
-        born: list[Node] = []
-        for level, pairs in edges.items():
-            states = self._run(step, level, [node for node, _ in pairs])
-            for (node, child), state in zip(pairs, states, strict=True):
-                unborn[node] -= 1
-                if not unborn[node] and node is not self._tree:
-                    self._states.unpin(node)
-                leaf = step + 1 == work.steps
-                self._states.put(child, state, spare=leaf)
-                if leaf:
-                    found[child] = state.latents.float().cpu()
+    def _evaluated(self, plans: Sequence[PrecisionPlan]) -> list[Tensor]:
+        """Final latents of some plans, run side by side."""
+        parts: dict[tuple[int, PrecisionPlan], Tensor] = {}
+        for plan in plans:
+            self._check_failed(plan)
+        for batch in range(len(self._batches)):
+            missing = []
+            for plan in plans:
+                final = self._finals.get(self._key(batch, plan, len(plan)))
+                if final is None:
+                    missing.append(plan)
                 else:
-                    born.append(child)
-        return born
+                    parts[batch, plan] = final
+            if len(missing) > 1 and self._merging is not None:
+                held: set[_Prefix] = set()
+                go = partial(self._go, batch, held=held)
+                bodies = [partial(go, plan, twin(self.pipe)) for plan in missing]
+                finals = [final for final, _ in run_together(bodies, self._answers)]
+            else:
+                finals = [self._go(batch, plan)[0] for plan in missing]
+            parts |= {(batch, plan): x for plan, x in zip(missing, finals, strict=True)}
+        return [torch.cat([parts[b, p] for b in range(len(self._batches))]) for p in plans]
 
-    def _run(self, step: int, level: str, nodes: list[Node]) -> Iterator[SamplerState]:
-        """The state that one step at one level leads to from each node, in batches of rows."""
-        n = self._samples
-        done: list[SamplerState] = []  # rows of nodes of which not all rows are done
-        # nodes times samples as one list of rows, cut into even batches: a small rest would be slow
-        total = len(nodes) * n
-        for rows in torch.arange(total).tensor_split(math.ceil(total / self._max_batch)):
-            first, last = int(rows[0]) // n, int(rows[-1]) // n
-            inputs = [self._input(node, step, level) for node in nodes[first : last + 1]]
-            batch = SamplerState.cat(inputs)[rows - first * n]
-            batch = self.pipeline.step(batch, step, self.bank[level], self._conditioning[rows % n])
-            if not torch.isfinite(batch.latents).all():
-                raise NonFiniteLatentsError(
-                    f"step {step} at level {level} produced non-finite latents: leave the level "
-                    "out, or run the model in another dtype"
-                )
-            spent = len(rows) * self.pipeline.nfe(step)
-            self.nfe += spent
-            if self._on_nfe is not None:
-                self._on_nfe(spent)
-            whole = SamplerState.cat([*done, batch])
-            for k in range(len(whole) // n):
-                # picked by index, hence copied: a slice would keep the whole batch in memory
-                yield whole[torch.arange(k * n, (k + 1) * n)]
-            done = [whole[len(whole) // n * n :]] if len(whole) % n else []
+    def _answers(self, requests: Sequence[Request]) -> list[Any]:
+        """Outputs of calls that are made at one place of the loop."""
+        different = {request.prefix: request for request in requests}  # the others are the same
+        alike: dict[tuple[str, str | None], list[Request]] = {}
+        for request in different.values():
+            alike.setdefault((request.place, request.level), []).append(request)
+        found: dict[tuple[str, ...], Any] = {}
+        for group in alike.values():
+            outputs = self._joined(group)
+            found |= {request.prefix: x for request, x in zip(group, outputs, strict=True)}
+        return [found[request.prefix] for request in requests]
 
-    def _input(self, node: Node, step: int, level: str) -> SamplerState:
-        state = self._states[node]
-        if self._perturb is None:
-            return state
-        return SamplerState(self._perturb(state.latents, step, level), state.memory)
+    def _joined(self, requests: Sequence[Request]) -> list[Any]:
+        """Outputs of calls at one level, by one call if possible."""
+        if len(requests) > 1 and requests[0].level is not None and self._merging is not None:
+            with suppress(UnlikeError):
+                joined = self._merging.joined(requests)
+                return self._merging.parted(self._output(joined), len(requests))
+        return [self._output(request) for request in requests]
+
+    def _output(self, request: Request) -> Any:
+        """What a module returns, at its level."""
+        if request.level is None:
+            return request.output()
+        rows = request.rows
+        with self.banks[request.place].at(request.level):
+            output = request.output()
+        self.nfe += rows
+        if self._on_nfe is not None:
+            self._on_nfe(rows)
+        return output
+
+    @cached_property
+    def _merging(self) -> Merging | None:
+        """How calls of the denoiser are joined; None where they can't be."""
+        if any(hasattr(part, "register_modules") for part in vars(self.pipe).values()):
+            return None  # a pipeline of pipelines, of which no twin can be made
+        try:
+            small, large = (self._begun([0] * count, Memo()) for count in (2, 3))
+            return Merging.tried(small, large, Request.output)
+        except Exception:  # whatever it is: runs one by one will meet it, or need not
+            return None
+
+    def _begun(self, rows: Sequence[int], memo: Memo) -> Request:
+        """Run all that comes before the loop: the call of a denoiser that it begins with."""
+        encoding, pipe = Encoding(memo), self.pipe
+        with suppress(EncodedError), calling(pipe, encoding.started), directed(pipe, encoding):
+            pipe(**self.call.arguments(rows), return_dict=False)
+        if encoding.came_to is None:
+            raise UsageError(f"a {type(pipe).__name__} was run and called no denoiser")
+        return encoding.came_to
+
+    def _go(
+        self,
+        batch: int,
+        plan: PrecisionPlan,
+        pipe: Any = None,
+        ask: Callable[[Request], Any] | None = None,
+        *,
+        held: set[_Prefix] | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Final latents of a batch, and those after every step."""
+        output, path = self._called(
+            batch, plan, "latent" if self._latent else "np", pipe, ask, held
+        )
+        final = output if isinstance(output, Tensor) else path[-1]
+        final = final[: len(self._batches[batch])].float().cpu()
+        self._finals.put(self._key(batch, plan, len(plan)), final, final.nbytes)
+        return final, path
+
+    def _called(
+        self,
+        batch: int,
+        plan: PrecisionPlan,
+        output: str,
+        pipe: Any = None,
+        ask: Callable[[Request], Any] | None = None,
+        held: set[_Prefix] | None = None,
+    ) -> tuple[Any, list[Tensor]]:
+        """What the pipeline (or its twin) returns for a batch, and the latents after every step;
+        `ask` gives outputs, `held` are steps needed by runs beside this one.
+        """
+        pipe = self.pipe if pipe is None else pipe
+        rows, known = self._batches[batch], self._known(batch, plan)
+        needed = set() if held is None else held
+        needed |= {self._key(batch, plan, step + 1) for step in known}
+        path: list[Tensor] = []
+
+        def keep(step: int, record: StepRecord) -> None:
+            self._first = replay.first or 0
+            key = self._key(batch, plan, step + 1)
+            needed.add(key)
+            size = sum(tensor.nbytes for tensor in tensors_in(record.outputs))
+            self._steps.put(key, record, size, needed)
+            if not batch:
+                self._rows[step] = record.rows
+
+        replay = Replay(
+            plan,
+            known,
+            self._memos[batch],
+            compute=ask or self._output,
+            keep=keep,
+            path=lambda x: path.append(x[: len(rows)].to("cpu", torch.float32, copy=True)),
+            perturb=self._perturb,
+        )
+        try:
+            with calling(pipe, replay.started), directed(pipe, replay, shared=ask is not None):
+                found = pipe(**self.call.arguments(rows), output_type=output, return_dict=False)
+        except NonFiniteLatentsError as error:
+            self._failed[plan.levels[: replay.failed_at]] = error
+            raise
+        replay.end(type(pipe).__name__)
+        self.schedule = replay.schedule
+        return found[0], path
+
+    def _known(self, batch: int, plan: PrecisionPlan) -> dict[int, StepRecord]:
+        """The steps of a plan that are held, from the first one on without a gap."""
+        known: dict[int, StepRecord] = {}
+        for step in range(self._first, len(plan)):
+            record = self._steps.get(self._key(batch, plan, step + 1))
+            if record is None:
+                break
+            known[step] = record
+        return known
+
+    def _key(self, batch: int, plan: PrecisionPlan, end: int) -> _Prefix:
+        return batch, plan.levels[self._first : end]
+
+    def _memo(self, rows: Sequence[int], memos: Memos) -> Memo:
+        """That of a batch."""
+        given = tuple(values[row] for values in self.call.each.values() for row in rows)
+        key = tuple(self.call.seeds[row] for row in rows), tuple(map(id, given))
+        return memos.setdefault(key, Memo(given))
 
 
-class _States:
-    """States by node, within a number of bytes: those in use, and of the rest those used last."""
+def level_banks(
+    pipe: Any,
+    levels: Sequence[str],
+    *,
+    quantized: Sequence[str] | None = None,
+    calibrate: Callable[[], object] | None = None,
+    residency: str = "resident",
+    announce: Callable[[Memory], object] | None = None,
+) -> dict[str, LevelBank]:
+    """The levels of each denoiser of a pipeline, by its place; `announce` is told what they take
+    before they are made. Of two denoisers, each needs some of the layers in `quantized`.
+
+    Raises:
+        UsageError: as `denoisers`, `resolve_layers` and `LevelBank`.
+    """
+    there = {place: eager(module) for place, module in denoisers(pipe).items()}
+    names = {place: _layers_of(place, there, quantized) for place in there}
+    for place, denoiser in there.items():
+        new = [x for x in levels if not is_reference(Level.parse(x), denoiser)]
+        if announce is not None and new:
+            announce(LevelBank.memory(denoiser, new, names[place], residency))
+    return {
+        place: LevelBank(denoiser, levels, names[place], calibrate, residency)
+        for place, denoiser in there.items()
+    }
+
+
+def _layers_of(
+    place: str, there: Mapping[str, nn.Module], quantized: Sequence[str] | None
+) -> tuple[str, ...]:
+    """The layers that levels change in the denoiser at a place."""
+    if not quantized or len(there) == 1:
+        return resolve_layers(there[place], quantized)
+    known = {other: dict(module.named_modules()) for other, module in there.items()}
+    mine: list[str] = []
+    for name in quantized:
+        bare = name.removesuffix(".base_layer")
+        if bare in known[place] or not any(bare in modules for modules in known.values()):
+            mine.append(name)  # where it is in none, the error names it
+    if not mine:
+        raise UsageError(
+            f"quantized= names no layer of {place}: name some, as plans change all denoisers"
+        )
+    return resolve_layers(there[place], mine)
+
+
+def depth_first(plans: Sequence[PrecisionPlan]) -> list[PrecisionPlan]:
+    """Different plans ordered so that those with a common prefix stand together, the first one
+    first: siblings by their first appearance.
+    """
+    order: dict[tuple[str, ...], int] = {}
+    for plan in plans:
+        for end in range(1, len(plan) + 1):
+            order.setdefault(plan.levels[:end], len(order))
+    return sorted(plans, key=lambda p: [order[p.levels[:end]] for end in range(1, len(p) + 1)])
+
+
+class _Held:
+    """Values by prefix within a number of bytes; those used last stay. `peak` is the most there
+    were.
+    """
 
     def __init__(self, limit: int) -> None:
-        self._limit, self._bytes, self._largest, self.peak = limit, 0, 1, 0
-        self._used: dict[Node, SamplerState] = {}
-        self._spare: OrderedDict[Node, SamplerState] = OrderedDict()
+        self._limit, self._bytes, self.peak = limit, 0, 0
+        self._values: OrderedDict[_Prefix, tuple[Any, int]] = OrderedDict()
 
-    def __contains__(self, node: object) -> bool:
-        return node in self._used or node in self._spare
+    def get(self, key: _Prefix) -> Any:
+        """A value that is held, now the one used last; None where it isn't."""
+        if key not in self._values:
+            return None
+        self._values.move_to_end(key)
+        return self._values[key][0]
 
-    def __getitem__(self, node: Node) -> SamplerState:
-        return self._used[node] if node in self._used else self._spare[node]
-
-    @property
-    def capacity(self) -> int:
-        """How many states fit, by the largest so far."""
-        return self._limit // self._largest
-
-    def put(self, node: Node, state: SamplerState, *, spare: bool = False) -> None:
-        """Hold a state in use, at the expense of spare ones; a spare one where there is room."""
-        size = state.nbytes
-        self._largest = max(self._largest, size)
-        while self._bytes + size > self._limit and self._spare:
-            self._bytes -= self._spare.popitem(last=False)[1].nbytes
+    def put(self, key: _Prefix, value: Any, size: int, needed: Container[_Prefix] = ()) -> bool:
+        """Hold a value of `size` bytes at the expense of others, but not of those `needed`; whether
+        there was room.
+        """
+        if key in self._values:
+            return True
+        for other in [k for k in self._values if k not in needed]:
+            if self._bytes + size <= self._limit:
+                break
+            self._bytes -= self._values.pop(other)[1]
         if self._bytes + size > self._limit:
-            if spare:
-                return
-            raise UsageError(
-                f"--state-memory of {self._limit:,} bytes is too little: the state of all samples "
-                f"takes {size:,} bytes, and {len(self._used)} are in use; allow more, or take "
-                "fewer samples at a time"
-            )
-        (self._spare if spare else self._used)[node] = state
+            return False
+        self._values[key] = value, size
         self._bytes += size
         self.peak = max(self.peak, self._bytes)
-
-    def pin(self, nodes: Iterable[Node]) -> None:
-        """Take states at hand into use."""
-        for node in nodes:
-            if node in self._spare:
-                self._used[node] = self._spare.pop(node)
-
-    def unpin(self, node: Node) -> None:
-        """Give a state free, as the one used last."""
-        self._spare[node] = self._used.pop(node)
-
-    def drop(self, node: Node) -> None:
-        """Forget a state in use."""
-        self._bytes -= self._used.pop(node).nbytes
-
-    def unpin_all_but(self, node: Node) -> None:
-        """Give all others free."""
-        for other in [used for used in self._used if used is not node]:
-            self.unpin(other)
+        return True

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 
 from tmpdiff_bench.errors import UsageError, unknown
-from tmpdiff_bench.pipelines import StepwisePipeline
 from tmpdiff_bench.plan import PrecisionPlan, nodes_per_step
 from tmpdiff_bench.trajectory.workload import Workload
 
@@ -47,13 +46,15 @@ class Job:
     plans: tuple[PrecisionPlan, ...]
     keys: tuple[str, ...]
 
-    def nfe(self, pipeline: StepwisePipeline, plans: Sequence[PrecisionPlan]) -> int:
-        """Network evaluations that some of its plans take."""
+    def nfe(self, per_step: Sequence[int], plans: Sequence[PrecisionPlan]) -> int:
+        """Network evaluations that some of its plans take, `per_step` of one sample."""
         if not plans:
             return 0
-        nodes = nodes_per_step(plans)
-        per_sample = sum(n * pipeline.nfe(step) for step, n in enumerate(nodes))
-        return per_sample * len(self.rows)
+        # steps that no run comes to (image-to-image begins later) tell no plans apart
+        first = next((step for step, nfe in enumerate(per_step) if nfe), 0)
+        ran = [PrecisionPlan(plan.levels[first:]) for plan in plans]
+        nodes = zip(nodes_per_step(ran), per_step[first:], strict=True)
+        return sum(n * nfe for n, nfe in nodes) * len(self.rows)
 
 
 class Jobs:
@@ -168,18 +169,16 @@ class Jobs:
         """The keys of all cells."""
         return [key for chunk in self.chunks for job in chunk for key in job.keys]
 
-    def nfe(self, pipeline: StepwisePipeline) -> dict[str, int]:
-        """Network evaluations spent on all, and those of one loop per run."""
+    def nfe(self, per_step: Sequence[int]) -> dict[str, int]:
+        """Network evaluations spent on all, and those of one call of the pipeline per run."""
         every = [job for chunk in self.chunks for job in chunk]
-        loop = sum(pipeline.nfe(step) for step in range(self.workload.steps))
-        calibration = self.calibration_nfe(pipeline)
+        calibration = self.calibration_nfe(per_step)
         runs = sum(len(job.plans) * len(job.rows) for job in every)
         return {
-            "spent": sum(job.nfe(pipeline, job.plans) for job in every) + calibration,
-            "plain_loop": runs * loop + calibration,
+            "spent": sum(job.nfe(per_step, job.plans) for job in every) + calibration,
+            "plain_loop": runs * sum(per_step) + calibration,
         }
 
-    def calibration_nfe(self, pipeline: StepwisePipeline) -> int:
+    def calibration_nfe(self, per_step: Sequence[int]) -> int:
         """Network evaluations that calibration takes: one run of the denoiser as it is."""
-        loop = sum(pipeline.nfe(step) for step in range(self.workload.steps))
-        return loop * len(self.calibration)
+        return sum(per_step) * len(self.calibration)

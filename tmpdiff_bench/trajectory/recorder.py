@@ -5,9 +5,10 @@ Killed at any moment, the same call goes on after the last run and ends with the
 
 from __future__ import annotations
 
-import hashlib
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,54 +20,56 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.levels import LevelBank
-from tmpdiff_bench.noise import initial_noise, keyed_noise
-from tmpdiff_bench.pipelines import Conditioning, StepwisePipeline
+from tmpdiff_bench.experiment import Experiment
+from tmpdiff_bench.levels import Level, LevelBank
+from tmpdiff_bench.noise import keyed_noise
+from tmpdiff_bench.pipelines import DTYPES
+from tmpdiff_bench.pipelines.texts import free_text_encoders
+from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.store import CellStore, clear_leftovers
 from tmpdiff_bench.trajectory.assembly import ChunkRuns, assemble
-from tmpdiff_bench.trajectory.engine import STATE_MEMORY, NonFiniteLatentsError, PrefixEngine
+from tmpdiff_bench.trajectory.engine import PrefixEngine, level_banks
 from tmpdiff_bench.trajectory.jobs import REPLICATE_JITTER, Job, Jobs, JointRun
-from tmpdiff_bench.trajectory.measures import DEFAULT, Measures
+from tmpdiff_bench.trajectory.measures import Measures
 from tmpdiff_bench.trajectory.recording import Recording
-from tmpdiff_bench.trajectory.workload import Workload, environment
-from tmpdiff_bench.zoo.captions import Requirement
+from tmpdiff_bench.trajectory.replay import NonFiniteLatentsError, Perturbation
+from tmpdiff_bench.trajectory.setup import Setup, prepare
+from tmpdiff_bench.trajectory.workload import environment
 
 Cell = dict[str, NDArray[Any]]
 _FAILED = "failed"  # in a cell: the message instead of arrays
 
 
 def record(
-    pipeline: StepwisePipeline,
-    workload: Workload,
-    levels: Sequence[str],
-    joint: Sequence[JointRun],
-    folder: Path,
+    experiment: Experiment,
+    out: Path | str,
     *,
-    title: str,
-    dataset: str,
-    device: str = "cpu",
-    capture: str = "terminal",
     store: Path | None = None,
-    state_memory: int = STATE_MEMORY,
-    residency: str = "resident",
-    level_specs: Mapping[str, Any] | None = None,
-    about: Mapping[str, Any] | None = None,
-    metrics: Sequence[str] = DEFAULT,
-    requirements: Mapping[str, Requirement] | None = None,
-    on_encoded: Callable[[], object] | None = None,
+    joint: Callable[[], Sequence[JointRun]] = tuple,
 ) -> Recording:
-    """Record `workload` into `folder`, or go on with, or reuse, the recording that is there.
+    """Record (or go on with, or reuse) an experiment in the folder `out`.
 
-    `levels[0]` is the reference; `level_specs` describes levels by name, as part of what a number
-    depends on. The table has the `metrics` of every run; those that can't be had here are named in
-    the manifest, with the reason. `requirements`: what prompts ask for, by id. `capture`:
-    "terminal" keeps the latents of the reference at every step and the final ones of all other
-    runs; "trajectory" those of single runs at every step as well. Finished runs are kept in
-    `store`, where other recordings find them; without one, in `folder` until it is whole.
-    `state_memory` bounds the bytes of intermediate states. `residency` as in `LevelBank`. Levels
-    with a low-rank branch are calibrated by a run of the denoiser, as it is, of the first samples.
-    `on_encoded` is called when prompts have been encoded, before anything else runs. `about` is
-    added to the manifest.
+    All single runs, the experiment's `plans`, and the runs of `joint`, which is called when all
+    else has been checked. Metrics that can't be had are named on stderr, with the reason.
+
+    Raises:
+        UsageError: a value that can't be used, with the way out; as `record_setup`.
+        NonFiniteLatentsError: as `record_setup`.
+    """
+    recording = record_setup(prepare(experiment, joint), Path(out), store=store)
+    for name, about in recording.manifest["metrics"].items():
+        if about["not_available"]:
+            print(f"{name}: {about['not_available']}", file=sys.stderr)
+    return recording
+
+
+def record_setup(setup: Setup, folder: Path, *, store: Path | None = None) -> Recording:
+    """Record what has been prepared into `folder`, or go on with, or reuse, what is there.
+
+    Finished runs are kept in `store`, where other recordings find them; without one, in `folder`
+    until it is whole. Levels with a low-rank branch are calibrated by a run of the denoiser, as it
+    is, of the first samples. Where the pipeline was loaded in stages, text encoders run first and
+    are freed.
 
     Raises:
         UsageError: `folder` or `store` is a file, `folder` holds another workload's recording, a
@@ -77,8 +80,10 @@ def record(
     for path in filter(None, (folder, store)):
         if path.exists() and not path.is_dir():
             raise UsageError(f"{path} is a file: name a folder")
-    measures = Measures(metrics, workload.resolution, requirements)
-    jobs = Jobs(workload, tuple(levels), tuple(joint), capture, level_specs or {}, measures.key)
+    workload = setup.workload
+    measures = Measures(setup.metrics, setup.image_size, setup.requirements)
+    specs = {name: asdict(Level.parse(name)) for name in setup.levels}
+    jobs = Jobs(workload, setup.levels, setup.joint, setup.capture, specs, measures.key)
     if (folder / "manifest.json").exists():
         found = Recording.open(folder)
         if found.manifest.get("key") != jobs.key:
@@ -88,29 +93,39 @@ def record(
         _clear(jobs, folder, store)
         return found
     started = time.perf_counter()
-    recorder = _Recorder(pipeline, jobs, measures, state_memory, residency, on_encoded)
+    recorder = _Recorder(setup, jobs, measures)
     chunks = recorder.run(CellStore(store or folder / "cells"))
-    noise = initial_noise(workload.samples, pipeline.latent_shape)
+    reference = chunks[0]["run"][0]
     manifest: dict[str, Any] = {
         "key": jobs.key,
-        "title": title,
-        "dataset": dataset,
-        "workload": {**vars(workload), "seeds": list(workload.seeds)},
+        "title": setup.loaded.title,
+        "dataset": setup.dataset,
+        "workload": {
+            **asdict(workload),
+            "seeds": list(workload.seeds),
+            "generator_seeds": list(workload.generator_seeds),
+            "image_size": reference["image_size"].tolist(),
+        },
+        "schedule": {
+            "scheduler": workload.sampler["class"],
+            "timesteps": reference["timesteps"].tolist(),
+            "sigmas": reference["sigmas"].tolist() if "sigmas" in reference else None,
+        },
+        "latent_shape": list(reference["final"].shape[1:]),
         "level_specs": {level: spec for level, spec in jobs.specs.items() if spec is not None},
-        "environment": environment(device),
-        "capture": capture,
+        "environment": environment(str(setup.loaded.device)),
+        "capture": setup.capture,
         "metrics": measures.about,
-        "noise_digest": hashlib.sha256(noise.numpy().tobytes()).hexdigest(),
         # `computed` in these seconds; the rest was in the store
         "nfe": {
-            **jobs.nfe(pipeline),
+            **jobs.nfe(recorder.per_step),
             "computed": recorder.computed,
-            "per_step": [pipeline.nfe(step) for step in range(workload.steps)],
+            "per_step": recorder.per_step,
         },
         "seconds": round(time.perf_counter() - started, 1),
-        **(about or {}),
+        **setup.about,
     }
-    recording = assemble(jobs, measures, chunks, manifest, title, dataset).save(folder)
+    recording = assemble(jobs, measures, chunks, manifest).save(folder)
     _clear(jobs, folder, store)
     return recording
 
@@ -127,63 +142,64 @@ def _clear(jobs: Jobs, folder: Path, store: Path | None) -> None:
 class _Recorder:
     """Runs what is not in the store."""
 
-    def __init__(
-        self,
-        pipeline: StepwisePipeline,
-        jobs: Jobs,
-        measures: Measures,
-        state_memory: int,
-        residency: str,
-        on_encoded: Callable[[], object] | None,
-    ) -> None:
-        self.pipeline, self.jobs, self.workload = pipeline, jobs, jobs.workload
-        self._measures, self._on_encoded = measures, on_encoded
-        self._state_memory, self._residency = state_memory, residency
-        self._bank: LevelBank | None = None
+    def __init__(self, setup: Setup, jobs: Jobs, measures: Measures) -> None:
+        self.setup, self.jobs, self.workload = setup, jobs, setup.workload
+        self._measures = measures
+        self._memos: dict[Any, Any] = {}  # what encoders returned, by batch
+        self._bar: tqdm[Any] = tqdm(
+            desc=f"recording {self.workload.model}", unit="NFE", unit_scale=True, smoothing=0.05
+        )
+        self._planned = 0  # network evaluations of the jobs so far
+        self.per_step: list[int] = []  # those of one sample, once they are known
         self.computed = 0
 
     def run(self, store: CellStore) -> list[ChunkRuns]:
         """All runs, chunk by chunk."""
         chunks, failures = [], dict[str, None]()
-        total = self.jobs.nfe(self.pipeline)["spent"]
-        with tqdm(
-            total=total,
-            desc=f"recording {self.workload.model}",
-            unit="NFE",
-            unit_scale=True,
-            smoothing=0.05,
-        ) as bar:
+        with self._bar:
             for jobs in self.jobs.chunks:
                 runs: ChunkRuns = {}
                 for job in jobs:
-                    cells = self._cells(job, store, bar)
+                    cells = self._cells(job, store)
                     failed = [cell[_FAILED] for cell in cells if _FAILED in cell]
                     failures.update(dict.fromkeys(text.tobytes().decode() for text in failed))
                     runs[job.purpose] = cells
                     if _FAILED in cells[0]:
                         break  # without the chunk's reference there is nothing to compare with
+                    self._move_to(job.nfe(self.per_step, job.plans))
                 chunks.append(runs)
-            if self._bank is None:
-                bar.update(self.jobs.calibration_nfe(self.pipeline))
+            if not failures:
+                self._move_to(self.jobs.calibration_nfe(self.per_step))
         if failures:
             raise NonFiniteLatentsError("; ".join(failures))
         return chunks
 
-    def _cells(self, job: Job, store: CellStore, bar: tqdm[Any]) -> list[Cell]:
+    def _move_to(self, nfe: int) -> None:
+        """The bar stands where the jobs so far end, whether they ran or were in the store."""
+        self._planned += nfe
+        self._bar.n = max(self._bar.n, min(self._planned, self._bar.total or 0))
+        self._bar.refresh()
+
+    def _spent(self, nfe: int) -> None:
+        self.computed += nfe
+        self._bar.update(nfe)
+
+    def _know(self, per_step: NDArray[Any]) -> None:
+        if not self.per_step:
+            self.per_step = [int(nfe) for nfe in per_step]
+            self._bar.total = self.jobs.nfe(self.per_step)["spent"]
+            self._bar.refresh()
+
+    def _cells(self, job: Job, store: CellStore) -> list[Cell]:
         """The cells of a job, from the store where they are there; the reference's alone where it
         failed.
         """
         found = {i: cell for i, key in enumerate(job.keys) if (cell := store.get(key)) is not None}
+        if "nfe" in found.get(0, {}):
+            self._know(found[0]["nfe"])
         missing = [i for i in range(len(job.keys)) if i not in found]
-        left = job.nfe(self.pipeline, [job.plans[i] for i in missing])
-        bar.update(job.nfe(self.pipeline, job.plans) - left)
         if missing and _FAILED not in found.get(0, {}):
-
-            def advance(nfe: int) -> None:
-                self.computed += nfe
-                bar.update(nfe)
-
-            for i, cell in self._computed(job, missing, found.get(0), advance):
+            for i, cell in self._computed(job, missing, found.get(0)):
                 store.put(job.keys[i], cell)
                 found[i] = cell
                 if i == 0 and _FAILED in cell:
@@ -191,125 +207,134 @@ class _Recorder:
         return [found[i] for i in sorted(found)]
 
     def _computed(
-        self,
-        job: Job,
-        missing: Sequence[int],
-        reference: Cell | None,
-        advance: Callable[[int], None],
+        self, job: Job, missing: Sequence[int], reference: Cell | None
     ) -> Iterator[tuple[int, Cell]]:
         """Missing cells of a job by index, each when its run is done."""
+        engine = self._engine(job)
+        ids = [self.workload.samples[row][0] for row in job.rows]
+        pictured = [j for j, row in enumerate(job.rows) if row in self.jobs.pictured]
         measure = None
-        for k, run in self._engine(job, advance).each([job.plans[i] for i in missing]):
+        if job.purpose == "run" and reference is not None:
+            images = engine.images(job.plans[0])
+            measure = _Measure(self._measures, torch.from_numpy(reference["final"]), images, ids)
+        for k, run in engine.each([job.plans[i] for i in missing]):
             i = missing[k]
             if isinstance(run, NonFiniteLatentsError):
                 named = (self.workload.samples[row] for row in job.rows)
                 among = ", ".join(f"{prompt} seed {seed}" for prompt, seed in named)
                 yield i, {_FAILED: np.frombuffer(f"{run} (among {among})".encode(), dtype=np.uint8)}
                 continue
-            cell = {"final": run[-1]}
+            cell = {"final": run.final.numpy()}
             if job.purpose == "run":
+                images = run.images()
                 if measure is None:
-                    final = run[-1] if reference is None else torch.from_numpy(reference["final"])
-                    ids = [self.workload.samples[row][0] for row in job.rows]
-                    measure = _Measure(self.pipeline, self._measures, final, ids)
-                images = measure.reference_images
+                    measure = _Measure(self._measures, run.final, images, ids)
                 if i:
-                    cell["metrics"], images = measure(run[-1])
-                elif self._measures.of_any_run:
-                    cell["reference_metrics"] = measure.of_reference()
-                pictured = [j for j, row in enumerate(job.rows) if row in self.jobs.pictured]
+                    cell["metrics"] = measure(run.final, images)
+                else:
+                    cell |= _of_schedule(engine, images)
+                    self._know(cell["nfe"])
+                    if self._measures.of_any_run:
+                        cell["reference_metrics"] = measure.of_reference()
                 cell["pictures"] = _as_bytes(images[pictured])
                 if job.plans[i] in self.jobs.captured:
-                    cell["along"] = run
-            yield i, {name: value.numpy() for name, value in cell.items()}
+                    cell["along"] = run.path.numpy()
+            yield i, cell
 
-    def _engine(self, job: Job, advance: Callable[[int], None]) -> PrefixEngine:
-        rows = list(job.rows)
-        samples = [self.workload.samples[row] for row in rows]
+    def _engine(self, job: Job) -> PrefixEngine:
+        samples = [self.workload.samples[row] for row in job.rows]
         jitter = _jitter(samples, self.jobs.levels[0]) if job.purpose == "replicate" else None
-        conditioning = self._conditioning[rows]  # first: levels may need the encoders' memory
+        return self._made(job.rows, job.batch, self._banks, jitter)
+
+    def _made(
+        self,
+        rows: Sequence[int],
+        batch: int,
+        banks: Mapping[str, LevelBank],
+        perturb: Perturbation | None = None,
+    ) -> PrefixEngine:
         return PrefixEngine(
-            self.pipeline,
-            self._levels(advance),
-            conditioning,
-            initial_noise(samples, self.pipeline.latent_shape),
-            max_batch=job.batch,
-            state_memory=self._state_memory,
-            perturb=jitter,
-            on_nfe=advance,
+            self.setup.loaded.pipeline,
+            banks,
+            self.setup.call.rows(rows),
+            max_batch=batch,
+            state_memory=self.setup.state_memory,
+            perturb=perturb,
+            on_nfe=self._spent,
+            memos=self._memos,
         )
-
-    def _levels(self, advance: Callable[[int], None]) -> LevelBank:
-        """All levels, made when the first of them is needed."""
-        pipeline, samples = self.pipeline, self.jobs.calibration
-
-        def calibrate() -> None:
-            for start in range(0, len(samples), self.workload.max_batch):
-                rows = list(range(start, min(start + self.workload.max_batch, len(samples))))
-                noise = initial_noise([samples[row] for row in rows], pipeline.latent_shape)
-                state = pipeline.initial_state(noise)
-                for step in range(pipeline.steps):
-                    conditioning = self._conditioning[rows]
-                    state = pipeline.step(state, step, pipeline.denoiser, conditioning)
-                    advance(len(rows) * pipeline.nfe(step))
-
-        if self._bank is None:
-            self._bank = LevelBank(
-                pipeline.denoiser, self.jobs.levels, pipeline.quantized, calibrate, self._residency
-            )
-        return self._bank
 
     @cached_property
-    def _conditioning(self) -> Conditioning:
-        """Conditioning of every sample; each prompt is encoded alone, so that its numbers do not
-        depend on the others.
+    def _banks(self) -> dict[str, LevelBank]:
+        """All levels, made when the first of them is needed: they may take the memory that text
+        encoders had.
         """
-        encoded = [self.pipeline.encode([text]) for text in self.workload.prompts.values()]
-        if self._on_encoded is not None:
-            self._on_encoded()
-        each = [c for c in encoded for _ in self.workload.seeds]
-        return Conditioning(
-            {k: torch.cat([c.positive[k] for c in each]) for k in each[0].positive},
-            {k: torch.cat([c.negative[k] for c in each]) for k in each[0].negative},
+        loaded, setup = self.setup.loaded, self.setup
+        if loaded.later is not None:
+            for job in (job for chunk in self.jobs.chunks for job in chunk):
+                self._made(job.rows, job.batch, {}).encode()
+            free_text_encoders(loaded.pipeline)
+            loaded.complete()
+        return level_banks(
+            loaded.pipeline,
+            setup.levels,
+            quantized=self.workload.quantized,
+            calibrate=self._calibrate,
+            residency=setup.residency,
+            announce=lambda takes: tqdm.write(str(takes), file=self._bar.fp),
         )
+
+    def _calibrate(self) -> None:
+        """Run the denoiser as it is on the first samples."""
+        own = next(name for name in DTYPES if str(DTYPES[name]).endswith(self.workload.dtype))
+        banks = level_banks(self.setup.loaded.pipeline, (own,), quantized=self.workload.quantized)
+        rows = range(len(self.jobs.calibration))
+        engine = self._made(rows, min(self.workload.max_batch, len(rows)), banks)
+        engine.evaluate([PrecisionPlan.uniform(own, self.workload.steps)])
 
 
 class _Measure:
-    """Metrics of runs against the reference's final latents (n, c, h, w); `ids` of its prompts."""
+    """Metrics of runs against the reference's final latents (n, ...) and images (n, 3, H, W); `ids`
+    of its prompts.
+    """
 
-    def __init__(
-        self, pipeline: StepwisePipeline, measures: Measures, reference: Tensor, ids: list[str]
-    ) -> None:
-        self._pipeline, self._measures = pipeline, measures
-        self._reference, self._ids = reference, ids
-        self.reference_images = self._images(reference)
+    def __init__(self, measures: Measures, final: Tensor, images: Tensor, ids: list[str]) -> None:
+        self._measures, self._final, self._images, self._ids = measures, final, images, ids
 
-    def __call__(self, final: Tensor) -> tuple[Tensor, Tensor]:
-        """Values (metrics, n) float64, and images (n, 3, H, W)."""
-        images = self._images(final)
-        values = self._measures.values(
-            final, self._reference, images, self.reference_images, self._ids
-        )
-        return torch.from_numpy(values), images
+    def __call__(self, final: Tensor, images: Tensor) -> NDArray[np.float64]:
+        """Values (metrics, n)."""
+        return self._measures.values(final, self._final, images, self._images, self._ids)
 
-    def of_reference(self) -> Tensor:
-        """Values of the reference's own images, (metrics, n) float64."""
-        return torch.from_numpy(self._measures.of_reference(self.reference_images, self._ids))
-
-    def _images(self, latents: Tensor) -> Tensor:
-        device = next(self._pipeline.denoiser.parameters()).device
-        return self._pipeline.decode(latents.to(device)).cpu()
+    def of_reference(self) -> NDArray[np.float64]:
+        """Values of the reference's own images, (metrics, n)."""
+        return self._measures.of_reference(self._images, self._ids)
 
 
-def _as_bytes(images: Tensor) -> Tensor:
+def _of_schedule(engine: PrefixEngine, images: Tensor) -> Cell:
+    """What the reference's run has told of every other."""
+    schedule = engine.schedule
+    assert schedule is not None
+    first = [schedule.step_of.index(step) for step in range(schedule.steps)]
+    found = {
+        "nfe": np.array(engine.nfe_per_step),
+        "timesteps": np.array([schedule.timesteps[call] for call in first]),
+        "image_size": np.array(images.shape[2:]),
+    }
+    if schedule.sigmas is not None:
+        found["sigmas"] = np.array(schedule.sigmas)
+    return found
+
+
+def _as_bytes(images: Tensor) -> NDArray[np.uint8]:
     """8-bit images (n, H, W, 3)."""
-    return (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+    found: NDArray[np.uint8] = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return found
 
 
-def _jitter(
-    samples: Sequence[tuple[str, int]], reference: str
-) -> Callable[[Tensor, int, str], Tensor]:
-    """Adds keyed noise, as large as rounding noise, to what a low-precision step starts from."""
+def _jitter(samples: Sequence[tuple[str, int]], reference: str) -> Perturbation:
+    """Adds keyed noise, as large as rounding noise, to what a low-precision step is given. Rows are
+    those of the samples, once a guidance pass.
+    """
 
     def perturb(latents: Tensor, step: int, level: str) -> Tensor:
         if level == reference:
@@ -317,7 +342,8 @@ def _jitter(
         noise = torch.stack(
             [keyed_noise(p, s, "replicate", latents.shape[1:], step=step) for p, s in samples]
         )
+        passes = len(latents) // len(samples)
         size = REPLICATE_JITTER * latents.float().square().mean().sqrt()
-        return latents + (size * noise.to(latents.device)).to(latents.dtype)
+        return latents + (size * torch.cat([noise] * passes).to(latents.device)).to(latents.dtype)
 
     return perturb

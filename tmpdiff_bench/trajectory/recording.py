@@ -23,7 +23,7 @@ from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.store import read_verified, write_atomically
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _ARRAYS = (
     *("reference", "singles", "replicates", "replicate_rows", "held_out", "joint", "floor"),
     *("reference_path", "single_paths"),
@@ -35,15 +35,15 @@ _MANIFEST = "manifest.json"
 class Recording:
     """Terminal deviations and joint errors of n samples (float32; latents flattened to D elements).
 
-    `reference` (n, D) final latents of the reference runs; `singles` (L-1, S, n, D) terminal
-    deviations; `replicates` (L-1, S, r, D) the same of jittered single runs, for the samples
-    `replicate_rows` (r,); `joint` (P, n, D) joint errors of `plans`, with their design labels
-    `kinds` and the flag `held_out` (P,); `floor` (n,) latent RMSE of the reference rerun at another
-    batch size; `table` the tidy metric values (columns model, dataset, plan, kind, prompt_id, seed,
-    metric, value); `pictures` uint8 (m, H, W, 3) by run ("reference" or the plan's text) for the
-    samples `picture_rows`. `reference_path` (S, n, D): latents of the reference after every step;
-    `single_paths` (L-1, S, S, n, D): deviations of single runs after every step, where they were
-    captured.
+    `reference` (n, D) final latents of the reference runs, of the manifest's `latent_shape`;
+    `singles` (L-1, S, n, D) terminal deviations; `replicates` (L-1, S, r, D) the same of jittered
+    single runs, for the samples `replicate_rows` (r,); `joint` (P, n, D) joint errors of `plans`,
+    with their design labels `kinds` and the flag `held_out` (P,); `floor` (n,) latent RMSE of the
+    reference rerun at another batch size; `table` the tidy metric values (columns model, dataset,
+    plan, kind, prompt_id, seed, metric, value); `pictures` uint8 (m, H, W, 3) by run ("reference"
+    or the plan's text) for the samples `picture_rows`. `reference_path` (R, n, D): latents of the
+    reference after every step that ran (the last R of S); `single_paths` (L-1, S, R, n, D):
+    deviations of single runs after every step, where they were captured.
     """
 
     levels: tuple[str, ...]
@@ -65,6 +65,13 @@ class Recording:
     manifest: dict[str, Any]
     reference_path: NDArray[np.float32] | None = None
     single_paths: NDArray[np.float32] | None = None
+
+    @property
+    def generator_seeds(self) -> tuple[int, ...]:
+        """Of each sample, the seed that draws it again: `pipe(prompt, generator=torch.Generator(
+        "cpu").manual_seed(recording.generator_seeds[i]), num_inference_steps=S, **call)`.
+        """
+        return tuple(self.manifest["workload"]["generator_seeds"])
 
     def save(self, folder: Path) -> Recording:
         """Write the recording into `folder`; the manifest comes last, so that a folder with one is
@@ -132,6 +139,16 @@ class Recording:
         except (KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
             text = f"{type(error).__name__}: {error}"
             raise UsageError(f"{folder} is not a whole recording ({text})") from error
+
+
+def call_words(arguments: Mapping[str, Any]) -> str:
+    """The arguments of a call in words, such as "guidance_scale 4, height 1024".
+
+    >>> call_words({"guidance_scale": 4.0, "negative_prompt": ""}), call_words({})
+    ("guidance_scale 4, negative_prompt ''", "the pipeline's own defaults")
+    """
+    words = [f"{k} {v:g}" if isinstance(v, float) else f"{k} {v!r}" for k, v in arguments.items()]
+    return ", ".join(words) or "the pipeline's own defaults"
 
 
 def _buffer(content: bytes) -> Any:

@@ -24,7 +24,6 @@ class Recipe(Protocol):
     name: str
     pipeline: Any
     denoiser: nn.Module
-    guidance: float
 
     def loss(
         self,
@@ -86,7 +85,7 @@ class DenoiserPart:
                 latents = data.latents[rows].float()
                 losses.append(self.recipe.loss(latents, clip, t5, dropped, generator))
             prompts = mixed_prompts(VALIDATION_PROMPTS, "calibration")
-            images = sample_images(self.recipe.pipeline, prompts, guidance=self.recipe.guidance)
+            images = sample_images(self.recipe.pipeline, self.name, prompts)
         said = [Requirement.from_json(text) for text in prompts["requirement"]]
         found = scene_accuracy(load_recogniser(), images, said)
         return {

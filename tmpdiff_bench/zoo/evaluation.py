@@ -14,11 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.noise import initial_noise
+from tmpdiff_bench.noise import generator_seed
+from tmpdiff_bench.pipelines.calls import Call
+from tmpdiff_bench.pipelines.embedded import call_defaults
 from tmpdiff_bench.resources import data_folder
 from tmpdiff_bench.zoo.captions import Requirement
 from tmpdiff_bench.zoo.recogniser import Recogniser, judge, read
-from tmpdiff_bench.zoo.text import MAX_TOKENS
 
 
 @dataclass(frozen=True)
@@ -63,62 +64,25 @@ def scene_accuracy(
 @torch.no_grad()
 def sample_images(
     pipeline: Any,
+    model: str,
     prompts: pd.DataFrame,
     *,
     steps: int = 20,
-    guidance: float = 4.0,
     seed: int = 0,
     batch: int = 32,
 ) -> Tensor:
-    """Images (n, 3, 64, 64) in [0, 1] of a diffusers pipeline's own `__call__`, keyed noise."""
-    shape = latent_shape(pipeline)
+    """Images (n, 3, 64, 64) in [0, 1] of a pipeline, called as the embedded `model` is."""
     pipeline.set_progress_bar_config(disable=True)
+    call = Call(
+        shared={**call_defaults(model), "num_inference_steps": steps, "output_type": "pt"},
+        each={"prompt": list(prompts["text"])},
+        seeds=[generator_seed(prompt, seed) for prompt in prompts["prompt_id"]],
+    )
     found = []
-    for start in tqdm(range(0, len(prompts), batch), desc="sampling", unit="batch", leave=False):
-        rows = prompts.iloc[start : start + batch]
-        images = pipeline(
-            list(rows["text"]),
-            num_inference_steps=steps,
-            output_type="pt",
-            **own_arguments(
-                pipeline, initial_noise([(p, seed) for p in rows["prompt_id"]], shape), guidance
-            ),
-        ).images
-        found.append(images.float().cpu())
+    for start in tqdm(range(0, len(call), batch), desc="sampling", unit="batch", leave=False):
+        rows = range(start, min(start + batch, len(call)))
+        found.append(pipeline(**call.arguments(rows)).images.float().cpu())
     return torch.cat(found)
-
-
-def latent_shape(pipeline: Any) -> tuple[int, int, int]:
-    """Channels, height and width of the latents at the embedded resolution."""
-    config = pipeline.vae.config
-    size = config.sample_size // pipeline.vae_scale_factor
-    return config.latent_channels, size, size
-
-
-def own_arguments(pipeline: Any, noise: Tensor, guidance: float) -> dict[str, Any]:
-    """Arguments with which an embedded pipeline's `__call__` starts from `noise` (n, c, h, w)."""
-    match type(pipeline).__name__:
-        case "FluxPipeline":
-            n, channels, height, width = noise.shape
-            return {
-                "latents": pipeline._pack_latents(noise, n, channels, height, width),
-                "height": height * pipeline.vae_scale_factor,
-                "width": width * pipeline.vae_scale_factor,
-                "negative_prompt": [""] * n,
-                "true_cfg_scale": guidance,
-                "max_sequence_length": MAX_TOKENS,
-            }
-        case "PixArtSigmaPipeline":
-            return {
-                "latents": noise,
-                "guidance_scale": guidance,
-                "max_sequence_length": MAX_TOKENS,
-                "use_resolution_binning": False,
-                "clean_caption": False,
-            }
-        case "StableDiffusionXLPipeline":
-            return {"latents": noise, "guidance_scale": guidance}
-    return {"latents": noise, "guidance_scale": guidance, "max_sequence_length": MAX_TOKENS}
 
 
 def picture_grid(images: Tensor, columns: int, path: Path, *, scale: int = 2) -> None:

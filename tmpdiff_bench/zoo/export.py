@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
 from tmpdiff_bench.errors import unknown
+from tmpdiff_bench.pipelines.embedded import call_defaults, pipeline_class
 from tmpdiff_bench.zoo import card
 from tmpdiff_bench.zoo.build import RECIPES, TRAINING_SCENES, shipped_sd3, trained_vae
 from tmpdiff_bench.zoo.captions import Requirement
@@ -33,16 +34,14 @@ from tmpdiff_bench.zoo.sd3 import Sd3Part, build_pipeline
 from tmpdiff_bench.zoo.training import Part, load_average, read_log
 from tmpdiff_bench.zoo.vae import reconstruction_psnr
 
-GUIDANCE, STEPS = 4.0, 20  # of the figures in the cards
+STEPS = 20  # of the figures in the cards
 
 
 @dataclass(frozen=True)
 class About:
-    """What a card says besides figures: name and class, how to call it, how it was trained."""
+    """What a card says of a model besides figures: its name, how it was trained."""
 
     title: str
-    pipeline: str
-    call: str
     training: str
 
 
@@ -57,24 +56,18 @@ _T5 = (
 ABOUT = {
     "sd3": About(
         "Stable Diffusion 3",
-        "StableDiffusion3Pipeline",
-        "`max_sequence_length=24`",
         "Muon for hidden matrices and AdamW for all else, batch 64, noise levels uniform over\n"
         f"the sampler's steps, {_DATA}",
     ),
     "flux": About(
         "FLUX.1",
-        "FluxPipeline",
-        '`height=64, width=64, max_sequence_length=24, negative_prompt=""`, the scale as\n'
-        "`true_cfg_scale` (the transformer is not guidance-distilled)",
         "the transformer alone, by flow matching, with Muon for hidden matrices and AdamW for all\n"
         f"else, batch 64, noise levels uniform over the sampler's steps, {_DATA}\n"
-        "VAE and CLIP encoder are those of the embedded sd3, unchanged.\n" + _T5,
+        "It is not guidance-distilled. VAE and CLIP encoder are those of the embedded sd3,\n"
+        "unchanged.\n" + _T5,
     ),
     "pixart": About(
         "PixArt-Sigma",
-        "PixArtSigmaPipeline",
-        "`use_resolution_binning=False, max_sequence_length=24`",
         "the transformer alone, on velocities (not PixArt's noise), with PixArt's linear betas,\n"
         "timesteps uniform, Muon for hidden matrices and AdamW for all else, batch 64,\n"
         f"{_DATA}\nThe VAE is that of the embedded sd3; its shift is left out, as this pipeline\n"
@@ -83,15 +76,12 @@ ABOUT = {
     ),
     "sdxl": About(
         "Stable Diffusion XL",
-        "StableDiffusionXLPipeline",
-        "its own defaults",
         "the UNet alone, on velocities (not SDXL's noise), with linear betas, timesteps uniform,\n"
         f"Muon for matrices of the blocks and AdamW for all else, batch 64, {_DATA}\n"
         "VAE and CLIP encoders are those of the embedded sd3; the VAE's shift is left out, as\n"
         "this pipeline has none.",
     ),
 }
-MODELS = tuple(ABOUT)
 
 
 def export_recogniser(runs: Path, models: Path) -> dict[str, str]:
@@ -142,7 +132,7 @@ def export_model(name: str, runs: Path, models: Path) -> dict[str, str]:
     # measured as users get it: loaded from the files, in float32
     pipeline = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     prompts = mixed_prompts(384, "evaluation")
-    images = sample_images(pipeline, prompts, steps=STEPS, guidance=GUIDANCE)
+    images = sample_images(pipeline, name, prompts, steps=STEPS)
     groups, whole = _accuracies(images, prompts)
     pictures = folder / "card"
     pictures.mkdir()
@@ -209,15 +199,17 @@ def _card(name: str, runs: Path, figures: dict[str, str], groups: pd.DataFrame) 
         last = [r for r in read_log(runs / "t5") if "unexplained_plain" in r][-1]
         key = "unexplained_masked" if name == "pixart" else "unexplained_plain"
         training = training.replace("{explained}", f"{1 - last[key]:.1%}")
+    call = ", ".join(f"{key}={value!r}" for key, value in call_defaults(name).items())
     encoders = "" if name == "sd3" else " but sd3's text encoders"
     others = "vae|recogniser|sd3" if name == "sd3" else f"vae|recogniser|sd3|t5|{name}"
     return f"""# Embedded {about.title}
 
 A small {about.title}-class model of Scenes, trained for tmpdiff_bench from nothing{encoders}.
-A plain `{about.pipeline}` folder; call it with {about.call}.
+A plain `{pipeline_class(name)}` folder; call it with
+`{call}`.
 Weights are bfloat16; load them in float32 for reference runs.
-Accuracy is of {STEPS}-step samples at guidance {GUIDANCE:g}, called so, one seed a prompt, read by
-the Scenes recogniser; an object counts when everything that the prompt says of it is right.
+Accuracy is of {STEPS}-step samples, called so, one seed a prompt, read by the Scenes recogniser;
+an object counts when everything that the prompt says of it is right.
 
 ![samples on held-out prompts](card/samples.png)
 

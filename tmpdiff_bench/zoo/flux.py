@@ -112,7 +112,6 @@ class FluxRecipe:
     """Flow matching, with noise levels uniform over the sampler's steps."""
 
     name = "flux"
-    guidance = 4.0
 
     def __init__(self, pipeline: FluxPipeline) -> None:
         self.pipeline = pipeline

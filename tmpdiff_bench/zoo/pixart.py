@@ -91,7 +91,6 @@ class PixArtRecipe:
     """Velocity prediction, with timesteps uniform as the sampler's are."""
 
     name = "pixart"
-    guidance = 4.0
 
     def __init__(self, pipeline: PixArtSigmaPipeline, source: StableDiffusion3Pipeline) -> None:
         self.pipeline = pipeline

@@ -84,7 +84,6 @@ class SdxlRecipe:
     """Velocity prediction, with timesteps uniform as the sampler's are."""
 
     name = "sdxl"
-    guidance = 4.0
 
     def __init__(self, pipeline: StableDiffusionXLPipeline, source: StableDiffusion3Pipeline):
         self.pipeline = pipeline

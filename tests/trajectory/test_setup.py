@@ -1,0 +1,71 @@
+"""What a recording says of the sampler and of its prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from torch import nn
+
+from tests.tiny import TINY
+from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.experiment import Experiment
+from tmpdiff_bench.trajectory import Recording, record
+from tmpdiff_bench.trajectory.workload import sampler
+
+SIZE = {"height": 64, "width": 64, "max_sequence_length": 16}
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_settings_with_infinities_are_json() -> None:
+    """DPM-Solver clips nothing below minus infinity, which JSON does not know."""
+    config = sampler(DPMSolverMultistepScheduler())
+    assert json.loads(json.dumps(config, allow_nan=False))["lambda_min_clipped"] == "-inf"
+
+
+def recorded(folder: Path, count: int | None, **more: Any) -> Recording:
+    asked = Experiment(
+        "sd3", levels=("fp32", "w4a4"), steps=1, num_prompts=count, num_seeds=1, max_batch=4, **more
+    )
+    return record(asked, folder)
+
+
+def test_prompts_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text("a ring\na star\na cross\n", encoding="utf-8")
+    manifest = recorded(tmp_path / "out", None, prompts=path).manifest
+    assert list(manifest["workload"]["prompts"].values()) == ["a ring", "a star", "a cross"]
+    assert manifest["dataset"] == "mine"
+    assert manifest["prompt_set"] == {
+        "name": "mine",
+        "split": "calibration",
+        "file": "mine.txt",
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    with pytest.raises(UsageError, match="4 prompts asked for: mine has 1 to 3"):
+        recorded(tmp_path / "more", 4, prompts=path)
+
+
+def test_prompts_of_a_set(tmp_path: Path) -> None:
+    recording = recorded(tmp_path / "out", 2, prompt_set="scenes-counts")
+    assert all(name.startswith("counts-cali") for name in recording.prompts)
+    assert recording.manifest["dataset"] == "scenes-counts"
+    assert recording.manifest["prompt_set"]["licence"] == "Apache-2.0"
+
+
+def test_a_pipeline_at_hand_is_its_own_reference(tmp_path: Path) -> None:
+    pipe = TINY["StableDiffusion3Pipeline"].build()
+    for part in ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"):
+        nn.Module.to(getattr(pipe, part), torch.bfloat16)
+    asked = Experiment(weights=pipe, steps=2, num_prompts=1, num_seeds=1, call=SIZE)
+    assert asked.levels[0] == asked.dtype == "bf16"
+    assert record(asked, tmp_path / "own").manifest["workload"]["dtype"] == "bfloat16"
+    with pytest.raises(UsageError, match="--dtype bf16 leaves no fp32 to compare with"):
+        Experiment(weights=pipe, levels=("fp32", "w4a4"))
+    with pytest.raises(UsageError, match=r"in torch\.float64: fp32, bf16, fp16 are supported"):
+        Experiment(weights=TINY["StableDiffusion3Pipeline"].build().to(torch.float64))
