@@ -12,8 +12,8 @@ from analysis.rivals import p_words
 from analysis.statistics import ALPHA
 from analysis.suite_data import ALL, BEST, RIVALS, allocator_label
 from analysis.transfer import KINDS
-from tmpdiff_bench.additivity.records import Interval
 from tmpdiff_bench.additivity.wording import enumerate_words, interval, number, percent
+from tmpdiff_bench.statistics import Interval
 
 Row = Mapping[str, Any]
 VERDICTS = ("supported", "refuted", "undecided", "not defined")

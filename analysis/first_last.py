@@ -17,9 +17,9 @@ from analysis.suite_data import (
     chosen_on_calibration,
     results,
 )
-from tmpdiff_bench.additivity.records import Interval
 from tmpdiff_bench.additivity.wording import interval, number, percent
 from tmpdiff_bench.commands import run
+from tmpdiff_bench.statistics import Interval
 from tmpdiff_bench.suite import SuiteResults
 
 OURS = "first_last"

@@ -11,10 +11,10 @@ import pandas as pd
 
 from analysis.base import Made, Reports, Script, Table, TableFile
 from analysis.chaos import DESIGNED
-from tmpdiff_bench.additivity.records import Interval
 from tmpdiff_bench.additivity.style import MAIN_METRIC
 from tmpdiff_bench.additivity.wording import interval, percent
 from tmpdiff_bench.commands import run
+from tmpdiff_bench.statistics import Interval
 
 SUMMARIES = "additivity/*/summary.json"
 KEYS = ("model", "level", "hypothesis")

@@ -73,7 +73,7 @@ def ratios(loaded: LoadedModel, texts: Sequence[str]) -> pd.DataFrame:
             bar.update()
             return given
 
-        loaded.pipeline(**call.arguments(range(len(texts))), callback_on_step_end=advance)
+        loaded.pipeline(**call.arguments(), callback_on_step_end=advance)
     for hook in hooks:
         hook.remove()
     rows = []

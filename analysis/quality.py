@@ -17,9 +17,9 @@ from analysis.suite_data import (
     by_prompt,
     results,
 )
-from tmpdiff_bench.additivity.records import Interval
 from tmpdiff_bench.additivity.wording import interval, number
 from tmpdiff_bench.commands import run
+from tmpdiff_bench.statistics import Interval
 
 KEYS = ("model", "steps", "levels", "target_speedup", "allocator", "metric")
 HEADERS = {

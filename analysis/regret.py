@@ -12,10 +12,10 @@ from analysis.chaos import DESIGNED
 from analysis.marks import mark
 from analysis.statistics import mean_interval
 from analysis.suite_data import ALL, INPUTS, allocator_label, bounds, results, with_all
-from tmpdiff_bench.additivity.records import Interval
 from tmpdiff_bench.additivity.style import Drawing, canvas, house_style
 from tmpdiff_bench.additivity.wording import interval, percent
 from tmpdiff_bench.commands import run
+from tmpdiff_bench.statistics import Interval
 
 KEYS = ("model", "levels", "allocator")
 OPTIMAL = 1e-9  # a regret below it is none

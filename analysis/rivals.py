@@ -13,9 +13,9 @@ from analysis.base import Made, Reports, Script, Table, TableFile
 from analysis.chaos import CHAOTIC, DESIGNED, UNCHOSEN
 from analysis.statistics import ALPHA
 from analysis.suite_data import ALL, INPUTS, RIVALS, allocator_label, results, scores
-from tmpdiff_bench.additivity.records import Interval
 from tmpdiff_bench.additivity.wording import interval
 from tmpdiff_bench.commands import run
+from tmpdiff_bench.statistics import Interval
 from tmpdiff_bench.suite import SuiteResults
 from tmpdiff_bench.suite.comparisons import matched
 

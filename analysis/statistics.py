@@ -7,8 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from tmpdiff_bench.additivity.records import Interval
-from tmpdiff_bench.suite.statistics import paired_interval
+from tmpdiff_bench.statistics import Interval, paired_interval
 
 Array = NDArray[np.float64]
 ALPHA = 0.05
@@ -22,7 +21,7 @@ def mean_interval(values: Array, least: float = -math.inf, most: float = math.in
     if not len(values) or not np.isfinite(values).all():
         return Interval(float(np.mean(values)) if len(values) else math.nan, math.nan, math.nan)
     found = paired_interval(values)
-    return Interval(found.value, max(found.low, least), min(found.high, most))
+    return Interval(found.estimate, max(found.low, least), min(found.high, most))
 
 
 def ratio_interval(logs: Interval) -> Interval:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from tmpdiff_bench.additivity.records import Interval
+from tmpdiff_bench.statistics import Interval
 from tmpdiff_bench.suite import SuiteResults, load_results
 
 FOLDER = "suite-v1"

@@ -10,12 +10,11 @@ import pandas as pd
 from analysis.base import Made, Reports, Script, Table, TableFile
 from analysis.rivals import p_words
 from analysis.suite_data import ALL, INPUTS, allocator_label, results
-from tmpdiff_bench.additivity.records import Interval
 from tmpdiff_bench.additivity.wording import interval, percent
 from tmpdiff_bench.commands import run
+from tmpdiff_bench.statistics import Interval, holm
 from tmpdiff_bench.suite import SuiteResults
 from tmpdiff_bench.suite.comparisons import transfer_losses
-from tmpdiff_bench.suite.statistics import holm
 
 KEYS = ("kind", "model", "allocator")
 KINDS = {

@@ -99,7 +99,7 @@ class Setting:
     def _plain(self, steps: int, **more: Any) -> None:
         call = self.call(steps)
         with torch.no_grad():
-            self.pipe(**call.arguments(range(len(call))), output_type="latent", **more)
+            self.pipe(**call.arguments(), output_type="latent", **more)
 
     def bare(self) -> Callable[[str], float]:
         """Given a level: seconds per network evaluation of a forward that the pipeline makes."""

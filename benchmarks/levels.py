@@ -58,7 +58,7 @@ def inputs_of_step(pipe: Any, call: Call, step: int) -> tuple[Any, Any]:
         lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True
     )
     try:
-        pipe(**call.arguments(range(len(call))))
+        pipe(**call.arguments())
     finally:
         hook.remove()
     return seen[step]

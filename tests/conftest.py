@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,15 @@ from tmpdiff_bench.zoo import flux, pixart, sd3, sdxl
 from tmpdiff_bench.zoo.t5 import lower_case_tokenizer
 from tmpdiff_bench.zoo.text import build_t5_encoder
 from tmpdiff_bench.zoo.vae import build_vae
+
+
+@pytest.fixture(autouse=True)
+def modes_are_as_they_were() -> Iterator[None]:
+    """A mode of torch that a test leaves behind would change all that follow."""
+    yield
+    left = torch.is_inference_mode_enabled() or not torch.is_grad_enabled()
+    torch.set_grad_enabled(True)
+    assert not left
 
 
 def without_zeros(pipeline: Any) -> Any:

@@ -26,7 +26,7 @@ MAX_LINES = 450
 # pipelines, so it stands above both.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors.py",),
-    ("plan.py", "resources.py", "commands.py"),
+    ("plan.py", "resources.py", "commands.py", "statistics.py"),
     ("allocators",),
     ("store", "noise.py"),
     ("pipelines", "levels"),
@@ -40,7 +40,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 # Commands stand on top: they may import from every floor, and nothing imports from them.
 COMMAND = "__main__.py"
 FLOOR_OF = {member: height for height, floor in enumerate(FLOORS) for member in floor}
-NO_MEMBERS = {"__init__.py", "__pycache__", "data", "py.typed"}
+NO_MEMBERS = {"__init__.py", "__init__.pyi", "__pycache__", "data", "py.typed"}
 OUTSIDE = ("analysis", "benchmarks", "tests", "noxfile")
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

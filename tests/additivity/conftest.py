@@ -15,7 +15,6 @@ from tmpdiff_bench.additivity.records import (
     DesignFreeCheck,
     Floats,
     GramMatrix,
-    Interval,
     Predictions,
     Score,
     Sensitivity,
@@ -23,6 +22,7 @@ from tmpdiff_bench.additivity.records import (
     Verdict,
 )
 from tmpdiff_bench.plan import PrecisionPlan
+from tmpdiff_bench.statistics import Interval
 from tmpdiff_bench.trajectory import Recording
 
 LEVELS = ("fp32", "w8a8", "w4a4")

@@ -14,9 +14,10 @@ import pytest
 from tests.additivity.synthetic import Vectors, recording, superpose
 from tmpdiff_bench.additivity.analysis import analyse
 from tmpdiff_bench.additivity.predictors import PREDICTORS
-from tmpdiff_bench.additivity.records import AdditivityReport, Interval, Score
+from tmpdiff_bench.additivity.records import AdditivityReport, Score
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.plan import PrecisionPlan
+from tmpdiff_bench.statistics import Interval
 from tmpdiff_bench.trajectory.recording import Recording
 
 METRICS = ["latent_rmse", "latent_mse", "one_minus_ssim"]

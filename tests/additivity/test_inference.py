@@ -15,9 +15,10 @@ import statsmodels.api as sm
 from statsmodels.stats.multitest import multipletests
 
 from tmpdiff_bench.additivity import clusters
-from tmpdiff_bench.additivity.inference import additivity_test, decide, holm
+from tmpdiff_bench.additivity.inference import additivity_test, decide
 from tmpdiff_bench.additivity.records import AdditivityTest, Floats
 from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.statistics import holm
 
 SEEDS = 2
 

@@ -17,7 +17,7 @@ from tests.additivity.test_report import Page
 from tmpdiff_bench.additivity import experiment, several
 from tmpdiff_bench.additivity.__main__ import main
 from tmpdiff_bench.additivity.analysis import analyse
-from tmpdiff_bench.additivity.inference import decide, holm
+from tmpdiff_bench.additivity.inference import decide
 from tmpdiff_bench.additivity.joint import JointReport, join
 from tmpdiff_bench.additivity.joint_figures import ratios
 from tmpdiff_bench.additivity.joint_report import check_joint_folder, joint_text, write_joint
@@ -27,6 +27,7 @@ from tmpdiff_bench.additivity.style import MAIN_METRIC, MAIN_PREDICTORS, level_l
 from tmpdiff_bench.commands import run
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.experiment import Experiment
+from tmpdiff_bench.statistics import holm
 from tmpdiff_bench.trajectory import Recording
 
 

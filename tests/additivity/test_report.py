@@ -17,7 +17,6 @@ from pandas.testing import assert_frame_equal
 from tmpdiff_bench.additivity.records import (
     AdditivityReport,
     AdditivityTest,
-    Interval,
     Score,
     Verdict,
 )
@@ -25,6 +24,7 @@ from tmpdiff_bench.additivity.report import check_folder, summary_text, write_re
 from tmpdiff_bench.additivity.tables import Table, tables
 from tmpdiff_bench.additivity.wording import findings, headline, interval
 from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.statistics import Interval
 from tmpdiff_bench.trajectory import Recording
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}

@@ -27,7 +27,8 @@ def engine_of(name: str, pipe: Any, **options: Any) -> PrefixEngine:
     tiny = TINY[name]
     n = 2 if tiny.batches else 1
     asked = Call({**tiny.call, "num_inference_steps": tiny.steps}, tiny.each(n), range(n))
-    return PrefixEngine(pipe, level_banks(pipe, LEVELS), asked, max_batch=n, **options)
+    options = {"max_batch": n, **options}
+    return PrefixEngine(pipe, level_banks(pipe, LEVELS), asked, **options)
 
 
 def run(pipe: Any, name: str) -> torch.Tensor:
@@ -78,6 +79,33 @@ def test_recorded_runs_are_the_pipelines_own(name: str) -> None:
     assert torch.equal(fresh.evaluate([joint[0]])[0], runs[joint[0]].final)
     assert fresh.nfe == n * sum(each)
     assert traces(pipe) == before
+
+
+# a module beside the denoiser in the loop; samples in rows that can't be told apart; one sample
+ALONE = ("ControlNet", "Latte", "DiT", "WanImageToVideo", "WanVACE")
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_plans_side_by_side_are_those_run_alone(name: str) -> None:
+    tiny, pipe = TINY[name], build(name)
+    singles, joint = plans_of(tiny.steps)
+    plans = [PrecisionPlan.uniform("fp32", tiny.steps), *singles, *joint]
+    calls: tuple[list[int], list[int]] = [], []
+    alone = engine_of(name, pipe, on_nfe=calls[0].append)
+    runs = dict(alone.each(plans))
+    before = traces(pipe)
+    engine = engine_of(name, pipe, on_nfe=calls[1].append, max_batch=3 * len(alone.call))
+    finals = engine.evaluate(plans)
+    assert traces(pipe) == before
+    for i, final in enumerate(finals):
+        run = runs[i]
+        assert isinstance(run, PlanRun)
+        size = run.final.abs().max()
+        # a difference in the last bit may turn into one of a whole code
+        assert (final - run.final).abs().max() <= (0.05 if i else 1e-3) * size
+    if not any(word in name for word in ALONE):
+        assert engine.nfe == alone.nfe
+        assert len(calls[1]) < len(calls[0]), "most are made together"
 
 
 @pytest.mark.parametrize("name", sorted(TINY))

@@ -43,7 +43,6 @@ class Network(nn.Module):
         self.norm = nn.LayerNorm(128)
         self.during: Callable[[], object] = nothing
 
-    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(self.first(x))
         self.during()

@@ -26,7 +26,7 @@ CALL = Call(
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=4))
 def test_rows_have_their_own_arguments(rows: list[int]) -> None:
-    found = CALL.arguments(rows)
+    found = CALL.rows(rows).arguments()
     generators = found.pop("generator")
     if len(rows) == 1:
         assert found == {
@@ -44,14 +44,14 @@ def test_rows_have_their_own_arguments(rows: list[int]) -> None:
         expected = torch.randn(5, generator=torch.Generator().manual_seed(7 + row))
         assert torch.equal(torch.randn(5, generator=generator), expected)
     part = CALL.rows(rows)
-    alone = part.arguments(range(len(rows)))
+    alone = part.arguments()
     alone.pop("generator")
     assert alone == found
 
 
 def test_pipelines_may_change_what_they_are_given() -> None:
-    CALL.arguments([0, 1])["prompt"][0] = "changed"
-    assert CALL.arguments([0, 1])["prompt"] == ["a", "b"]
+    CALL.rows([0, 1]).arguments()["prompt"][0] = "changed"
+    assert CALL.rows([0, 1]).arguments()["prompt"] == ["a", "b"]
 
 
 def test_every_sample_has_a_value() -> None:

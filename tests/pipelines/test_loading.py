@@ -71,7 +71,7 @@ def call_of(name: str) -> Call:
 
 @torch.no_grad()
 def drawn(pipe: Any, name: str) -> Tensor:
-    arguments = call_of(name).arguments((0, 1))
+    arguments = call_of(name).rows((0, 1)).arguments()
     found: Tensor = pipe(**arguments, output_type="latent", return_dict=False)[0]
     return found
 
@@ -99,7 +99,7 @@ def test_embedded_and_saved_elsewhere_are_one_path(tmp_path: Path) -> None:
 
 def loaded_image(loaded: LoadedModel, arguments: dict[str, Any]) -> Tensor:
     call = Call({**arguments, "num_inference_steps": 2}, {"prompt": ["a red circle"]}, (0,))
-    image: Tensor = loaded.pipeline(**call.arguments((0,)), output_type="pt").images
+    image: Tensor = loaded.pipeline(**call.rows((0,)).arguments(), output_type="pt").images
     return image
 
 

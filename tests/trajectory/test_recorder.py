@@ -22,14 +22,13 @@ from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.metrics import IMAGE_METRICS
 from tmpdiff_bench.noise import generator_seed
 from tmpdiff_bench.pipelines import LoadedModel
-from tmpdiff_bench.plan import PrecisionPlan
+from tmpdiff_bench.plan import PrecisionPlan, nodes_per_step
 from tmpdiff_bench.store import CellStore
 from tmpdiff_bench.trajectory import (
     JointRun,
     NonFiniteLatentsError,
     Recording,
     Workload,
-    nodes_per_step,
     recorder,
 )
 from tmpdiff_bench.trajectory.jobs import Jobs

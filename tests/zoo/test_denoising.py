@@ -186,7 +186,7 @@ def conditions(
     )
     shared = {**call_defaults(family), "num_inference_steps": 1, "output_type": "latent"}
     call = Call(shared, {"prompt": prompts}, range(len(prompts)))
-    pipeline(**call.arguments(range(len(prompts))))
+    pipeline(**call.arguments())
     handle.remove()
     if family == "flux":
         positive, negative = calls

@@ -18,7 +18,6 @@ from tmpdiff_bench.additivity.inference import (
     additivity_test,
     check_levels,
     decide,
-    holm,
     r2_plans,
 )
 from tmpdiff_bench.additivity.measurements import FLOOR_MULTIPLE, MIXED, Group, Measurements
@@ -36,6 +35,7 @@ from tmpdiff_bench.additivity.records import (
     Superposition,
 )
 from tmpdiff_bench.errors import UsageError, unknown
+from tmpdiff_bench.statistics import holm
 
 if TYPE_CHECKING:
     from tmpdiff_bench.trajectory.recording import Recording

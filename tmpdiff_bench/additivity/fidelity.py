@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from tmpdiff_bench.additivity.hypotheses import PromptBootstrap, mean_of
-from tmpdiff_bench.additivity.records import Fidelity, Floats, Interval
+from tmpdiff_bench.additivity.records import Fidelity, Floats
 from tmpdiff_bench.plan import PrecisionPlan
+from tmpdiff_bench.statistics import Interval
 
 if TYPE_CHECKING:
     from tmpdiff_bench.trajectory.recording import Recording

@@ -21,10 +21,10 @@ from tmpdiff_bench.additivity.measurements import Group, Measurements
 from tmpdiff_bench.additivity.records import (
     DesignFreeCheck,
     GramMatrix,
-    Interval,
     Sensitivity,
     Superposition,
 )
+from tmpdiff_bench.statistics import Interval
 
 HYPOTHESES_RULE = (
     "The hypotheses and the design-free check are decided by bootstrap intervals over prompts, "

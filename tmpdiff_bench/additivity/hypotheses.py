@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from tmpdiff_bench.additivity.records import Floats, Interval, Verdict
+from tmpdiff_bench.additivity.records import Floats, Verdict
+from tmpdiff_bench.statistics import Interval
 
 DRAWS = 2000
 

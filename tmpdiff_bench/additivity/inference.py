@@ -20,8 +20,9 @@ from tmpdiff_bench.additivity.clusters import (
     least_squares,
     wild_wald_p,
 )
-from tmpdiff_bench.additivity.records import AdditivityTest, Floats, Interval, Verdict
+from tmpdiff_bench.additivity.records import AdditivityTest, Floats, Verdict
 from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.statistics import Interval
 
 RULE = (
     "supported: joint/predicted lies between 1/(1+{margin:g}) and 1+{margin:g} as a geometric "
@@ -144,21 +145,6 @@ def plan_means(values: Floats, plans: Codes) -> Floats:
     """Average rows (N,) by plan: (P,)."""
     sums = np.bincount(plans, weights=values)
     return np.asarray(sums / np.bincount(plans), dtype=np.float64)
-
-
-def holm(p_values: ArrayLike) -> Floats:
-    """Adjust p values as Holm (1979), in the order given; NaN stays NaN and counts for nothing.
-
-    >>> holm([0.01, 0.04, 0.03]).tolist()
-    [0.03, 0.06, 0.06]
-    """
-    p = np.asarray(p_values, dtype=np.float64)
-    adjusted = np.full(p.shape, math.nan)
-    known = np.flatnonzero(~np.isnan(p))
-    order = known[np.argsort(p[known], kind="stable")]
-    scaled = p[order] * np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
-    return adjusted
 
 
 def check_levels(margin: float, alpha: float) -> None:

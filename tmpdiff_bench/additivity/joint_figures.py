@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from tmpdiff_bench.additivity.joint import JointReport
-from tmpdiff_bench.additivity.records import AdditivityReport, Interval
+from tmpdiff_bench.additivity.records import AdditivityReport
 from tmpdiff_bench.additivity.style import (
     GRID,
     MAIN_METRIC,
@@ -24,6 +24,7 @@ from tmpdiff_bench.additivity.style import (
     predictor_label,
 )
 from tmpdiff_bench.additivity.wording import percent
+from tmpdiff_bench.statistics import Interval
 
 Ratios = dict[tuple[str, str], Interval]  # by level and predictor
 

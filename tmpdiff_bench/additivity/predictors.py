@@ -15,8 +15,9 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp, softmax, stdtrit
 
 from tmpdiff_bench.additivity.clusters import Clusters, Fit, least_squares
-from tmpdiff_bench.additivity.records import Floats, Interval
+from tmpdiff_bench.additivity.records import Floats
 from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.statistics import Interval
 
 _EXPONENTS = np.geomspace(0.25, 16, 25)
 _RIDGES = np.geomspace(1e-4, 1e4, 33)

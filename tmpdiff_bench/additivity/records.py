@@ -16,17 +16,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tmpdiff_bench.statistics import Interval
+
 Floats = NDArray[np.float64]
 Verdict = Literal["supported", "refuted", "undecided", "not defined"]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate and the two ends of its confidence interval."""
-
-    estimate: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)

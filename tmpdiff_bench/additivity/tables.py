@@ -13,13 +13,13 @@ from tmpdiff_bench.additivity.records import (
     AdditivityReport,
     DesignFreeCheck,
     Fidelity,
-    Interval,
     Score,
     Sensitivity,
     Superposition,
 )
 from tmpdiff_bench.additivity.style import metric_label, predictor_label
 from tmpdiff_bench.additivity.wording import interval, percent, r_squared
+from tmpdiff_bench.statistics import Interval
 
 _TEX = {
     **{sign: f"\\{sign}" for sign in "#$%&_{}"},

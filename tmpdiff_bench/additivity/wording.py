@@ -7,13 +7,14 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from tmpdiff_bench.additivity.measurements import FLOOR_MULTIPLE
-from tmpdiff_bench.additivity.records import AdditivityReport, Interval, Score, Superposition
+from tmpdiff_bench.additivity.records import AdditivityReport, Score, Superposition
 from tmpdiff_bench.additivity.style import (
     MAIN_METRIC,
     MAIN_PREDICTORS,
     level_label,
     predictor_label,
 )
+from tmpdiff_bench.statistics import Interval
 
 _PREDICTORS = {
     "sum": "the sum of single-step errors",

@@ -65,7 +65,7 @@ class Loop:
     def seconds(self, plan: PrecisionPlan) -> float:
         """From the first call of the denoiser to the end of the last step."""
         timed = _Timed(self._banks, plan, self._wait)
-        arguments = self._call.arguments(range(len(self._call)))
+        arguments = self._call.arguments()
         pipe, watched = self._pipe, directed(self._pipe, timed)
         with torch.no_grad(), suppress(_DoneError), refusing(pipe, timed.started), watched:
             pipe(**arguments, num_inference_steps=len(plan))

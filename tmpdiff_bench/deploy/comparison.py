@@ -82,7 +82,11 @@ def compare(
             for side, chosen in enumerate(both):
                 apply(pipe, chosen)
                 began = time.perf_counter()
-                arguments = {**asked.arguments([0]), "output_type": "np", "return_dict": False}
+                arguments = {
+                    **asked.rows([0]).arguments(),
+                    "output_type": "np",
+                    "return_dict": False,
+                }
                 with refusing(pipe, lambda: images):
                     image = as_images(pipe(**arguments)[0])
                 if repeat == 0:

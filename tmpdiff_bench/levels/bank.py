@@ -99,7 +99,8 @@ class LevelBank:
                 self._stores[other].sleep()
                 del self._awake[other]
         if level not in self._awake:
-            layers = self._stores[level].wake()
+            with torch.inference_mode(False):
+                layers = self._stores[level].wake()
             self._awake[level] = [layers.get(name, layer) for _, _, name, layer in self._places]
         return self._awake[level]
 

@@ -55,21 +55,21 @@ class Call:
         each = {name: [values[row] for row in rows] for name, values in self.each.items()}
         return Call(self.shared, each, tuple(self.seeds[row] for row in rows))
 
-    def arguments(self, rows: Sequence[int]) -> dict[str, Any]:
-        """For `pipe(**arguments)`, which runs some samples as one batch: lists with an entry a
+    def arguments(self) -> dict[str, Any]:
+        """For `pipe(**arguments)`, which runs all samples as one batch: lists with an entry a
         sample, or, of one sample, the values themselves. Generators are fresh, and stand on the
         CPU: noise is the same on every device.
         """
-        generators = [torch.Generator("cpu").manual_seed(self.seeds[row]) for row in rows]
-        each = {name: [values[row] for row in rows] for name, values in self.each.items()}
-        if len(rows) == 1:
-            alone = {name: values[0] for name, values in each.items()}
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in self.seeds]
+        if len(self) == 1:
+            alone = {name: values[0] for name, values in self.each.items()}
             return {**self.shared, **alone, "generator": generators[0]}
         shared = {
             # of a batch, texts stand in lists as the prompts do
-            name: [value] * len(rows) if isinstance(value, str) and "prompt" in name else value
+            name: [value] * len(self) if isinstance(value, str) and "prompt" in name else value
             for name, value in self.shared.items()
         }
+        each = {name: list(values) for name, values in self.each.items()}
         return {**shared, **each, "generator": generators}
 
 

@@ -109,6 +109,7 @@ def load_pipeline(
     """
     kind = _dtype(dtype)
     if not isinstance(weights, str | Path):
+        denoisers(weights)  # whatever has none is no pipeline
         options = {"revision": revision, "variant": variant, "scheduler": scheduler, "lora": lora}
         _check_as_it_is(weights, {**options, "vae_tile": vae_tile}, device, kind)
         return _in_memory(weights, model)

@@ -16,7 +16,7 @@ import functools
 import inspect
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -99,15 +99,15 @@ class Passing:
 
 
 @contextmanager
-def directed(pipe: Any, director: Director, *, shared: bool = False) -> Iterator[Loop]:
+def directed(pipe: Any, director: Director) -> Iterator[Loop]:
     """Direct the calls of a pipeline inside of the `with`, in this thread. Calls of its modules
-    from other threads wait for ours, unless these are `shared`.
+    from other threads wait for ours.
 
     Raises:
         UsageError: as `denoisers`; the loop ends no step with the pipeline's `scheduler.step`, ends
             more of them than it has, or ends one without a call of its denoiser.
     """
-    loop = Loop(pipe, director, shared)
+    loop = Loop(pipe, director)
     try:
         loop.install()
         yield loop
@@ -116,11 +116,26 @@ def directed(pipe: Any, director: Director, *, shared: bool = False) -> Iterator
         loop.uninstall()
 
 
+@contextmanager
+def undone(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """What pipelines set on modules inside of the `with`, and would take back at the end of a run
+    that is broken off, is taken back: the attention processors of PAG.
+    """
+    every = [inner for module in modules for inner in module.modules()]
+    before = [(inner, dict(vars(inner)), dict(inner._modules)) for inner in every]
+    try:
+        yield
+    finally:
+        for inner, attributes, parts in before:
+            vars(inner).update(attributes)
+            inner._modules.update(parts)
+
+
 class Loop:
     """One run: where it stands, and what has been put aside to watch it."""
 
-    def __init__(self, pipe: Any, director: Director, shared: bool) -> None:
-        self._kind, self._director, self._shared = type(pipe).__name__, director, shared
+    def __init__(self, pipe: Any, director: Director) -> None:
+        self._kind, self._director = type(pipe).__name__, director
         self._denoisers, self._scheduler = denoisers(pipe), pipe.scheduler
         self._pipe = pipe
         self.schedule: Schedule | None = None
@@ -153,9 +168,6 @@ class Loop:
             self._undo.pop()()
 
     def _in_turn(self, module: nn.Module, watcher: _Watcher) -> _Watcher:
-        if self._shared:
-            return watcher
-
         def watch(run: Run, args: Any, kwargs: Any) -> Any:
             with turn(module):
                 return watcher(run, args, kwargs)

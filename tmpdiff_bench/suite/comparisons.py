@@ -9,9 +9,7 @@ import numpy as np
 import pandas as pd
 
 from tmpdiff_bench.errors import UsageError, unknown
-from tmpdiff_bench.suite.results import SuiteResults
-from tmpdiff_bench.suite.rules import REFERENCE
-from tmpdiff_bench.suite.statistics import (
+from tmpdiff_bench.statistics import (
     Floats,
     Ranks,
     holm,
@@ -19,6 +17,8 @@ from tmpdiff_bench.suite.statistics import (
     paired_interval,
     sign_flip,
 )
+from tmpdiff_bench.suite.results import SuiteResults
+from tmpdiff_bench.suite.rules import REFERENCE
 from tmpdiff_bench.suite.v1 import MATCHED
 
 # metrics that are distances: compared as ratios, hence by the difference of their logarithms
@@ -208,7 +208,7 @@ def _values(table: pd.DataFrame, metric: str) -> pd.DataFrame:
 def _inference(differences: Floats) -> dict[str, float]:
     interval = paired_interval(differences)
     p = sign_flip(differences) if len(differences) > 1 else math.nan
-    return {"difference": interval.value, "low": interval.low, "high": interval.high, "p": p}
+    return {"difference": interval.estimate, "low": interval.low, "high": interval.high, "p": p}
 
 
 def _higher_is_better(metric: str) -> bool:

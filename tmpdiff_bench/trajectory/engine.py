@@ -5,10 +5,9 @@ lasts. A plan is one call of the pipeline, in which what is known of it is repla
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -21,10 +20,12 @@ from tmpdiff_bench.levels.devices import is_reference
 from tmpdiff_bench.levels.memory import Memory
 from tmpdiff_bench.pipelines.calls import Call
 from tmpdiff_bench.pipelines.layers import resolve_layers
-from tmpdiff_bench.pipelines.loop import denoisers, directed, eager
+from tmpdiff_bench.pipelines.loop import denoisers, directed, eager, undone
 from tmpdiff_bench.pipelines.schedule import Schedule
 from tmpdiff_bench.plan import PrecisionPlan, check_lengths
-from tmpdiff_bench.trajectory.merging import Merging, UnlikeError
+from tmpdiff_bench.trajectory.held import Held, Prefix
+from tmpdiff_bench.trajectory.lanes import Lanes
+from tmpdiff_bench.trajectory.merging import Began, Merging, UnlikeError
 from tmpdiff_bench.trajectory.outputs import as_images, calling, returns_latents
 from tmpdiff_bench.trajectory.replay import (
     EncodedError,
@@ -34,15 +35,15 @@ from tmpdiff_bench.trajectory.replay import (
     Perturbation,
     Replay,
     Request,
+    Running,
     StepRecord,
     tensors_in,
 )
-from tmpdiff_bench.trajectory.strands import run_together, twin
 
-MAX_BATCH = 32
+MAX_BATCH = 16
 STATE_MEMORY = 2**30
+LANES = 8  # times as many plans go through a pipeline at once as through its denoiser
 Memos = dict[tuple[Any, ...], Memo]
-_Prefix = tuple[int, tuple[str, ...]]  # a batch of samples, and the levels so far
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,15 @@ class PrefixEngine:
         self._asked = 0
         count = math.ceil(len(call) / max_batch)
         self._batches = [x.tolist() for x in torch.arange(len(call)).tensor_split(count)]
-        self._beside = max(1, max_batch // len(self._batches[0]))  # plans run side by side
-        self._memos = [self._memo(rows, {} if memos is None else memos) for rows in self._batches]
+        self._together = max(1, max_batch // len(self._batches[0]))  # plans in a denoiser's call
+        self._kept: Memos = {} if memos is None else memos
+        self._memos = [self._memo(self.call.rows(rows)) for rows in self._batches]
         self._perturb, self._on_nfe = perturb, on_nfe
         self._first = 0  # the step that runs begin with
         self._rows: dict[int, int] = {}  # through denoisers, by step of the first batch
-        self._steps, self._finals = _Held(state_memory), _Held(state_memory)
+        self._steps, self._finals = Held(state_memory), Held(state_memory)
         self._failed: dict[tuple[str, ...], NonFiniteLatentsError] = {}
-        self._latent = returns_latents(pipe)
+        self._last = "latent" if returns_latents(pipe) else "np"
 
     @property
     def peak_memory(self) -> int:
@@ -130,15 +132,16 @@ class PrefixEngine:
         """
         for rows, memo in zip(self._batches, self._memos, strict=True):
             if not memo.whole:
-                self._begun(rows, memo)
+                self._begun(self.call.rows(rows), memo)
 
     @torch.no_grad()
     def evaluate(self, plans: Sequence[PrecisionPlan]) -> Tensor:
         """Final latents (P, n, ...) of P plans, float32 on the CPU.
 
-        Plans run side by side, as many as `max_batch` allows, and calls of a denoiser at one level
-        are joined to one where that is possible: so the last bits of a run depend on the other
-        plans. With `max_batch` samples in the engine, or one plan, they don't.
+        Plans run side by side in one call of the pipeline, where a trial shows that its rows don't
+        depend on others, and a denoiser's rows at one level run together, up to `max_batch` samples
+        of them: so the last bits of a run depend on the other plans. With `max_batch` samples in
+        the engine, or one plan, they don't.
 
         Raises:
             NonFiniteLatentsError: a step produced NaN or infinity.
@@ -147,8 +150,9 @@ class PrefixEngine:
         indices = self._indices(plans)
         order = depth_first(list(indices))
         found: dict[int, Tensor] = {}
-        for start in range(0, len(order), self._beside):
-            group = order[start : start + self._beside]
+        beside = LANES * self._together if self._together > 1 else 1
+        for start in range(0, len(order), beside):
+            group = order[start : start + beside]
             for plan, final in zip(group, self._evaluated(group), strict=True):
                 found |= dict.fromkeys(indices[plan], final)
         return torch.stack([found[i] for i in range(len(plans))])
@@ -212,35 +216,46 @@ class PrefixEngine:
                     missing.append(plan)
                 else:
                     parts[batch, plan] = final
-            if len(missing) > 1 and self._merging is not None:
-                held: set[_Prefix] = set()
-                go = partial(self._go, batch, held=held)
-                bodies = [partial(go, plan, twin(self.pipe)) for plan in missing]
-                finals = [final for final, _ in run_together(bodies, self._answers)]
-            else:
+            finals = self._side_by_side(batch, missing) if len(missing) > 1 else None
+            if finals is None:
                 finals = [self._go(batch, plan)[0] for plan in missing]
             parts |= {(batch, plan): x for plan, x in zip(missing, finals, strict=True)}
         return [torch.cat([parts[b, p] for b in range(len(self._batches))]) for p in plans]
 
-    def _answers(self, requests: Sequence[Request]) -> list[Any]:
-        """Outputs of calls that are made at one place of the loop."""
-        different = {request.prefix: request for request in requests}  # the others are the same
-        alike: dict[tuple[str, str | None], list[Request]] = {}
-        for request in different.values():
-            alike.setdefault((request.place, request.level), []).append(request)
-        found: dict[tuple[str, ...], Any] = {}
-        for group in alike.values():
-            outputs = self._joined(group)
-            found |= {request.prefix: x for request, x in zip(group, outputs, strict=True)}
-        return [found[request.prefix] for request in requests]
-
-    def _joined(self, requests: Sequence[Request]) -> list[Any]:
-        """Outputs of calls at one level, by one call if possible."""
-        if len(requests) > 1 and requests[0].level is not None and self._merging is not None:
-            with suppress(UnlikeError):
-                joined = self._merging.joined(requests)
-                return self._merging.parted(self._output(joined), len(requests))
-        return [self._output(request) for request in requests]
+    def _side_by_side(self, batch: int, plans: Sequence[PrecisionPlan]) -> list[Tensor] | None:
+        """Final latents of a batch by one call of the pipeline for all plans; None where it can't
+        be done, or where one of them fails: alone, it will tell.
+        """
+        if self._merging is None:
+            return None
+        rows = self._batches[batch]
+        call = self.call.rows(rows * len(plans))
+        known = [self._known(batch, plan) for plan in plans]
+        needed = {
+            self._key(batch, plan, step + 1)
+            for plan, records in zip(plans, known, strict=True)
+            for step in records
+        }
+        lanes = Lanes(
+            plans,
+            known,
+            self._memo(call),
+            self._merging,
+            samples=len(rows),
+            most=self._together,
+            compute=self._output,
+            keep=lambda way, record: self._hold(batch, way, record, needed, lanes),
+        )
+        try:
+            finals = lanes.finals(self._through(lanes, call, self._last))
+        except UnlikeError:
+            self._merging = None
+            return None
+        except NonFiniteLatentsError:
+            return None
+        for plan, final in zip(plans, finals, strict=True):
+            self._finals.put(self._key(batch, plan, len(plan)), final, final.nbytes)
+        return finals
 
     def _output(self, request: Request) -> Any:
         """What a module returns, at its level."""
@@ -256,87 +271,86 @@ class PrefixEngine:
 
     @cached_property
     def _merging(self) -> Merging | None:
-        """How calls of the denoiser are joined; None where they can't be."""
-        if any(hasattr(part, "register_modules") for part in vars(self.pipe).values()):
-            return None  # a pipeline of pipelines, of which no twin can be made
+        """How rows of a denoiser are told apart; None where they can't be."""
+        if self._perturb is not None:
+            return None
+        row, seed = self._batches[0][0], self.call.seeds[0]
+        both = replace(self.call.rows([row, row]), seeds=(seed, seed + 1))
         try:
-            small, large = (self._begun([0] * count, Memo()) for count in (2, 3))
-            return Merging.tried(small, large, Request.output)
+            calls = both.rows([0]), both.rows([1]), both
+            first, second, joined = (self._begun(call, Memo(), further=True) for call in calls)
+            return Merging.learnt([first, second], joined)
         except Exception:  # whatever it is: runs one by one will meet it, or need not
             return None
 
-    def _begun(self, rows: Sequence[int], memo: Memo) -> Request:
-        """Run all that comes before the loop: the call of a denoiser that it begins with."""
-        encoding, pipe = Encoding(memo), self.pipe
-        with suppress(EncodedError), calling(pipe, encoding.started), directed(pipe, encoding):
-            pipe(**self.call.arguments(rows), return_dict=False)
+    def _begun(self, call: Call, memo: Memo, *, further: bool = False) -> Began:
+        """Run all that comes before the loop: the call of a denoiser that it begins with, and,
+        with `further`, what it returns.
+        """
+        encoding, pipe = Encoding(memo, further=further), self.pipe
+        watched = calling(pipe, encoding.started), directed(pipe, encoding)
+        with undone(denoisers(pipe).values()), suppress(EncodedError), watched[0], watched[1]:
+            pipe(**call.arguments(), return_dict=False)
         if encoding.came_to is None:
             raise UsageError(f"a {type(pipe).__name__} was run and called no denoiser")
-        return encoding.came_to
+        return encoding.came_to, encoding.returned
 
-    def _go(
-        self,
-        batch: int,
-        plan: PrecisionPlan,
-        pipe: Any = None,
-        ask: Callable[[Request], Any] | None = None,
-        *,
-        held: set[_Prefix] | None = None,
-    ) -> tuple[Tensor, list[Tensor]]:
+    def _go(self, batch: int, plan: PrecisionPlan) -> tuple[Tensor, list[Tensor]]:
         """Final latents of a batch, and those after every step."""
-        output, path = self._called(
-            batch, plan, "latent" if self._latent else "np", pipe, ask, held
-        )
+        output, path = self._called(batch, plan, self._last)
         final = output if isinstance(output, Tensor) else path[-1]
         final = final[: len(self._batches[batch])].float().cpu()
         self._finals.put(self._key(batch, plan, len(plan)), final, final.nbytes)
         return final, path
 
-    def _called(
-        self,
-        batch: int,
-        plan: PrecisionPlan,
-        output: str,
-        pipe: Any = None,
-        ask: Callable[[Request], Any] | None = None,
-        held: set[_Prefix] | None = None,
-    ) -> tuple[Any, list[Tensor]]:
-        """What the pipeline (or its twin) returns for a batch, and the latents after every step;
-        `ask` gives outputs, `held` are steps needed by runs beside this one.
-        """
-        pipe = self.pipe if pipe is None else pipe
+    def _called(self, batch: int, plan: PrecisionPlan, output: str) -> tuple[Any, list[Tensor]]:
+        """What the pipeline returns for a batch, and the latents after every step."""
         rows, known = self._batches[batch], self._known(batch, plan)
-        needed = set() if held is None else held
-        needed |= {self._key(batch, plan, step + 1) for step in known}
+        needed = {self._key(batch, plan, step + 1) for step in known}
         path: list[Tensor] = []
 
         def keep(step: int, record: StepRecord) -> None:
-            self._first = replay.first or 0
-            key = self._key(batch, plan, step + 1)
-            needed.add(key)
-            size = sum(tensor.nbytes for tensor in tensors_in(record.outputs))
-            self._steps.put(key, record, size, needed)
-            if not batch:
-                self._rows[step] = record.rows
+            way = plan.levels[replay.first : step + 1]
+            needed.add((batch, way))
+            self._hold(batch, way, record, needed, replay)
 
         replay = Replay(
             plan,
             known,
             self._memos[batch],
-            compute=ask or self._output,
+            compute=self._output,
             keep=keep,
             path=lambda x: path.append(x[: len(rows)].to("cpu", torch.float32, copy=True)),
             perturb=self._perturb,
         )
         try:
-            with calling(pipe, replay.started), directed(pipe, replay, shared=ask is not None):
-                found = pipe(**self.call.arguments(rows), output_type=output, return_dict=False)
+            return self._through(replay, self.call.rows(rows), output), path
         except NonFiniteLatentsError as error:
             self._failed[plan.levels[: replay.failed_at]] = error
             raise
-        replay.end(type(pipe).__name__)
-        self.schedule = replay.schedule
-        return found[0], path
+
+    def _through(self, running: Running, call: Call, output: str) -> Any:
+        """What a call of the pipeline returns, directed to its end."""
+        with calling(self.pipe, running.started), directed(self.pipe, running):
+            found = self.pipe(**call.arguments(), output_type=output, return_dict=False)
+        running.end(type(self.pipe).__name__)
+        self.schedule = running.schedule
+        return found[0]
+
+    def _hold(
+        self,
+        batch: int,
+        way: tuple[str, ...],
+        record: StepRecord,
+        needed: Container[Prefix],
+        running: Running,
+    ) -> None:
+        """Hold a step that has been run."""
+        self._first = running.first or 0
+        size = sum(tensor.nbytes for tensor in tensors_in(record.outputs))
+        self._steps.put((batch, way), record, size, needed)
+        if not batch:
+            self._rows[self._first + len(way) - 1] = record.rows
 
     def _known(self, batch: int, plan: PrecisionPlan) -> dict[int, StepRecord]:
         """The steps of a plan that are held, from the first one on without a gap."""
@@ -348,14 +362,13 @@ class PrefixEngine:
             known[step] = record
         return known
 
-    def _key(self, batch: int, plan: PrecisionPlan, end: int) -> _Prefix:
+    def _key(self, batch: int, plan: PrecisionPlan, end: int) -> Prefix:
         return batch, plan.levels[self._first : end]
 
-    def _memo(self, rows: Sequence[int], memos: Memos) -> Memo:
-        """That of a batch."""
-        given = tuple(values[row] for values in self.call.each.values() for row in rows)
-        key = tuple(self.call.seeds[row] for row in rows), tuple(map(id, given))
-        return memos.setdefault(key, Memo(given))
+    def _memo(self, call: Call) -> Memo:
+        """That of the samples of a call."""
+        given = tuple(value for values in call.each.values() for value in values)
+        return self._kept.setdefault((tuple(call.seeds), tuple(map(id, given))), Memo(given))
 
 
 def level_banks(
@@ -413,37 +426,3 @@ def depth_first(plans: Sequence[PrecisionPlan]) -> list[PrecisionPlan]:
         for end in range(1, len(plan) + 1):
             order.setdefault(plan.levels[:end], len(order))
     return sorted(plans, key=lambda p: [order[p.levels[:end]] for end in range(1, len(p) + 1)])
-
-
-class _Held:
-    """Values by prefix within a number of bytes; those used last stay. `peak` is the most there
-    were.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self._bytes, self.peak = limit, 0, 0
-        self._values: OrderedDict[_Prefix, tuple[Any, int]] = OrderedDict()
-
-    def get(self, key: _Prefix) -> Any:
-        """A value that is held, now the one used last; None where it isn't."""
-        if key not in self._values:
-            return None
-        self._values.move_to_end(key)
-        return self._values[key][0]
-
-    def put(self, key: _Prefix, value: Any, size: int, needed: Container[_Prefix] = ()) -> bool:
-        """Hold a value of `size` bytes at the expense of others, but not of those `needed`; whether
-        there was room.
-        """
-        if key in self._values:
-            return True
-        for other in [k for k in self._values if k not in needed]:
-            if self._bytes + size <= self._limit:
-                break
-            self._bytes -= self._values.pop(other)[1]
-        if self._bytes + size > self._limit:
-            return False
-        self._values[key] = value, size
-        self._bytes += size
-        self.peak = max(self.peak, self._bytes)
-        return True

@@ -1,130 +1,183 @@
-"""Calls of a denoiser joined to one, wherever this gives every row what its own call gives."""
+"""Rows of a call told apart by sample, so that calls can be cut into parts and joined again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tmpdiff_bench.trajectory.replay import Request, cloned, tensors_in
+from tmpdiff_bench.trajectory.replay import Request, cloned, latents_of, tensors_in
+
+Began = tuple[Request, Any]  # a call, and what it returns
 
 
 class UnlikeError(Exception):
-    """Values that can't be joined as the examples say."""
+    """Rows that can't be told apart by sample, or not as they were before."""
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Dimension `dim` of a tensor, or the entries of a list: blocks (passes of guidance, say), in
+    each of which every sample has `each` rows in turn. How many blocks, may change from call to
+    call.
+    """
+
+    dim: int
+    each: int
 
 
 @dataclass(frozen=True)
 class Merging:
-    """How calls are joined, by example: `small` and `large` are arguments of one call, for some
-    samples and for more of the same; `one` and `two` are outputs of a call, and of it joined to
-    itself.
-    """
+    """Where samples stand in what a denoiser is given, and in what it returns."""
 
-    small: Any
-    large: Any
-    one: Any
-    two: Any
+    given: Any
+    returned: Any
 
     @classmethod
-    def tried(cls, small: Request, large: Request, compute: Callable[[Request], Any]) -> Merging:
-        """Learnt from two calls, and tried.
+    def learnt(cls, alone: Sequence[Began], both: Began) -> Merging:
+        """From the calls for two samples `alone` and for `both`, which differ in nothing but their
+        noise, and what they return.
 
         Raises:
-            UnlikeError: rows of a call depend on others, or on their order; or what makes the
-                difference between the calls isn't known.
+            UnlikeError: samples can't be told apart, or the rows of one depend on the other's.
         """
-        one = compute(small)
-        merging = cls((small.args, small.kwargs), (large.args, large.kwargs), one, one)
-        two = compute(merging.joined([small, small]))
-        merging = replace(merging, two=two)
-        for half in merging.parted(two, 2):
-            for mine, alone in zip(tensors_in(half), tensors_in(one), strict=True):
-                size = alone.abs().max()
-                if (mine - alone).abs().max() > torch.finfo(alone.dtype).eps ** 0.5 * size:
-                    raise UnlikeError("rows depend on others")
-        return merging.shapes()
-
-    def shapes(self) -> Merging:
-        """The same without the values of tensors."""
-        return Merging(*(_map(lambda x: x.to("meta"), x) for x in vars(self).values()))
-
-    def joined(self, requests: Sequence[Request]) -> Request:
-        """One call in the place of several."""
-        given = [(request.args, request.kwargs) for request in requests]
-        args, kwargs = _join(self.small, self.large, given)
-        return replace(requests[0], args=args, kwargs=kwargs)
-
-    def parted(self, output: Any, count: int) -> list[Any]:
-        """What each of `count` calls would have returned."""
-        return [_part(self.one, self.two, output, i, count) for i in range(count)]
-
-
-def _grown(small: Any, large: Any) -> int | None:
-    """The only dimension in which two tensors differ; None where they have one shape."""
-    if small.ndim != large.ndim:
-        raise UnlikeError("tensors of different dimensions")
-    differing = [d for d in range(small.ndim) if small.shape[d] != large.shape[d]]
-    if len(differing) > 1:
-        raise UnlikeError("tensors that differ in more than one dimension")
-    return differing[0] if differing else None
-
-
-def _join(small: Any, large: Any, values: Sequence[Any]) -> Any:
-    """`values` joined as `small` would have to be to become `large`."""
-    first = values[0]
-    if any(type(value) is not type(small) for value in (large, *values)):
-        raise UnlikeError("values of different types")
-    if isinstance(small, Tensor):
-        dim = _grown(small, large)
-        if any(value.ndim != small.ndim or value.shape != first.shape for value in values):
-            raise UnlikeError("tensors of other shapes")
-        if dim is not None:
-            return torch.cat(list(values), dim)
-        if any(not torch.equal(value, first) for value in values[1:]):
-            raise UnlikeError("tensors that calls share differ")
-        return first
-    if isinstance(small, Mapping):
-        if any(value.keys() != small.keys() for value in (large, *values)):
-            raise UnlikeError("other names")
-        return {k: _join(small[k], large[k], [value[k] for value in values]) for k in small}
-    if isinstance(small, list | tuple):
-        if len(small) != len(large):  # an entry a row
-            return type(small)(entry for value in values for entry in value)
-        if any(len(value) != len(small) for value in values):
-            raise UnlikeError("lists of different lengths")
-        each = zip(small, large, zip(*values, strict=True), strict=True)
-        return type(small)([_join(*entries) for entries in each])
-    if small != large or any(value != first for value in values):
-        raise UnlikeError("settings that differ")
-    return first
-
-
-def _part(one: Any, two: Any, output: Any, i: int, count: int) -> Any:
-    """Part i of `count` of an output, by the example of `one` and `two`, which has two parts."""
-    if isinstance(one, Tensor):
-        dim = _grown(one, two)
-        return (output if dim is None else output.chunk(count, dim)[i]).clone()
-    if isinstance(one, list | tuple):
-        if len(one) != len(two):
-            size = len(output) // count
-            return cloned(output[i * size : (i + 1) * size])
-        return type(one)(
-            [_part(*entries, i, count) for entries in zip(one, two, output, strict=True)]
+        own, all_ = [(x.args, x.kwargs) for x, _ in alone], (both[0].args, both[0].kwargs)
+        noise = _learnt([latents_of(*call) for call in own], latents_of(*all_), 1)
+        each = noise.each if isinstance(noise, _Rows) else 1
+        return cls(
+            _learnt(own, all_, each), _learnt([output for _, output in alone], both[1], each)
         )
-    if isinstance(one, Mapping):
-        return type(output)(**{k: _part(one[k], two[k], output[k], i, count) for k in one})
-    raise UnlikeError("an output of another kind")
+
+    def cut(self, request: Request, samples: Sequence[int], count: int, level: str) -> Request:
+        """The part of a call for `count` samples that is some of theirs, to be run at a level."""
+        args, kwargs = _cut(self.given, (request.args, request.kwargs), samples, count)
+        return replace(request, level=level, args=args, kwargs=kwargs)
+
+    def parts(self, output: Any, count: int, each: int) -> list[Any]:
+        """An output in `count` parts of `each` samples."""
+        every = torch.arange(count * each).view(count, each).tolist()
+        return [_cut(self.returned, output, samples, count * each) for samples in every]
+
+    def joined(self, outputs: Sequence[Any], each: int) -> Any:
+        """The output of which these are parts of `each` samples."""
+        return _joined(self.returned, outputs, each)
 
 
-def _map(change: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """The same structure with other tensors."""
+def _learnt(alone: Sequence[Any], both: Any, each: int) -> Any:
+    """Where samples stand in a structure; `each` is that of the latents, and taken where rows are
+    too alike to tell.
+    """
+    one = alone[0]
+    if any(type(value) is not type(both) for value in alone):
+        raise UnlikeError("values of different types")
+    if isinstance(both, Mapping):
+        if any(value.keys() != both.keys() for value in alone):
+            raise UnlikeError("other names")
+        return {k: _learnt([value[k] for value in alone], both[k], each) for k in both}
+    if isinstance(both, Tensor):
+        if one.ndim != both.ndim:
+            raise UnlikeError("tensors of different dimensions")
+        grown = [d for d in range(one.ndim) if one.shape[d] != both.shape[d]]
+        if not grown:
+            return _shared(alone, both)
+        if len(grown) > 1 or 2 * one.shape[grown[0]] != both.shape[grown[0]]:
+            raise UnlikeError("tensors that don't grow by a row a sample")
+        return _fitting(alone, both, grown[0], one.shape[grown[0]], each)
+    if isinstance(both, list | tuple):
+        if len(one) == len(both):
+            entries = zip(*alone, strict=True)
+            return [_learnt(x, y, each) for x, y in zip(entries, both, strict=True)]
+        if 2 * len(one) != len(both):
+            raise UnlikeError("lists that don't grow by an entry a sample")
+        return _fitting(alone, both, 0, len(one), each)
+    return _shared(alone, both)
+
+
+def _shared(alone: Sequence[Any], both: Any) -> Any:
+    """The shape of what has no rows; of what is no tensor, none."""
+    if not all(_alike(value, both) for value in alone):
+        raise UnlikeError("samples differ in what has no rows")
+    return both.shape if isinstance(both, Tensor) else None
+
+
+def _fitting(alone: Sequence[Any], both: Any, dim: int, size: int, each: int) -> _Rows:
+    """The order of rows in which each sample's are those that it has alone."""
+    fit = [
+        rows
+        for rows in (_Rows(dim, n) for n in range(1, size + 1) if size % n == 0)
+        if all(_alike(_cut(rows, both, [i], 2), value) for i, value in enumerate(alone))
+    ]
+    if not fit:
+        raise UnlikeError("rows of samples depend on others")
+    return next((rows for rows in fit if rows.each == each), fit[0])
+
+
+def _alike(mine: Any, other: Any) -> bool:
+    """Whether two values are the same but for rounding."""
+    if isinstance(mine, Tensor | list | tuple):
+        pairs = list(zip(tensors_in(mine), tensors_in(other), strict=True))
+        return all(_close(x, y) for x, y in pairs) and (bool(pairs) or mine == other)
+    return bool(mine == other)
+
+
+def _close(x: Tensor, y: Tensor) -> bool:
+    if x.shape != y.shape:
+        return False
+    if not x.is_floating_point() or not x.numel():
+        return torch.equal(x, y)
+    return bool((x - y).abs().max() <= torch.finfo(x.dtype).eps ** 0.5 * y.abs().max())
+
+
+def _cut(layout: Any, value: Any, samples: Sequence[int], count: int) -> Any:
+    """The part of a structure for `count` samples that is some of theirs."""
+    if isinstance(layout, dict):
+        return _like(value, {k: _cut(layout.get(k), value[k], samples, count) for k in value})
+    if isinstance(layout, list):
+        if not isinstance(value, list | tuple) or len(layout) != len(value):
+            raise UnlikeError("another structure than before")
+        entries = zip(layout, value, strict=True)
+        return type(value)([_cut(*entry, samples, count) for entry in entries])
+    if not isinstance(layout, _Rows):
+        if layout != getattr(value, "shape", None) or (layout is None and any(tensors_in(value))):
+            raise UnlikeError("other tensors than before")
+        return value
+    if not isinstance(value, Tensor | list | tuple):
+        raise UnlikeError("no rows, as there were before")
+    size = value.shape[layout.dim] if isinstance(value, Tensor) else len(value)
+    if size % (count * layout.each):
+        raise UnlikeError("another number of rows than before")
+    shape = size // (count * layout.each), count, layout.each
     if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {name: _map(change, entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)([_map(change, entry) for entry in value])
-    return value
+        index = torch.as_tensor(samples, device=value.device)
+        found = value.unflatten(layout.dim, shape).index_select(layout.dim + 1, index)
+        return found.flatten(layout.dim, layout.dim + 2)
+    rows = torch.arange(size).view(shape)[:, list(samples)].flatten().tolist()
+    return type(value)([value[row] for row in rows])
+
+
+def _joined(layout: Any, values: Sequence[Any], each: int) -> Any:
+    """The structure whose parts are `values`, of `each` samples, in their order."""
+    first = values[0]
+    if isinstance(layout, dict):
+        return _like(first, {k: _joined(layout[k], [v[k] for v in values], each) for k in first})
+    if isinstance(layout, list):
+        entries = zip(layout, zip(*values, strict=True), strict=True)
+        return type(first)([_joined(*entry, each) for entry in entries])
+    if not isinstance(layout, _Rows):
+        return cloned(first)
+    if isinstance(first, Tensor):
+        inner = [x.unflatten(layout.dim, (-1, each * layout.each)) for x in values]
+        return torch.cat(inner, layout.dim + 1).flatten(layout.dim, layout.dim + 1)
+    block = each * layout.each
+    starts = range(0, len(first), block)
+    return type(first)(
+        [cloned(x) for i in starts for value in values for x in value[i : i + block]]
+    )
+
+
+def _like(value: Any, entries: Mapping[str, Any]) -> Any:
+    """A mapping of the same kind with other entries."""
+    return entries if type(value) is dict else type(value)(**entries)

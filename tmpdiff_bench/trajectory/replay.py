@@ -50,33 +50,13 @@ class Memo:
 
 @dataclass(frozen=True)
 class Request:
-    """A call of a module in the loop: number `number` of its step, after the levels `prefix` (its
-    own included). Of a denoiser, the last of these is its `level`; other modules have none.
-    """
+    """A call of the module at `place`, in the loop; of a denoiser, at a `level`."""
 
     place: str
-    prefix: tuple[str, ...]
-    number: int
     level: str | None
     run: Run
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    casting: tuple[str, torch.dtype, bool]
-
-    @classmethod
-    def of(
-        cls,
-        place: str,
-        prefix: tuple[str, ...],
-        number: int,
-        level: str | None,
-        run: Run,
-        args: Any,
-        kwargs: Any,
-    ) -> Request:
-        """Of this moment: with the autocasting that the thread is in."""
-        kind = next(tensors_in((args, kwargs))).device.type
-        return cls(place, prefix, number, level, run, args, kwargs, _casting(kind))
 
     @property
     def rows(self) -> int:
@@ -85,15 +65,7 @@ class Request:
 
     def output(self) -> Any:
         """What the call returns, made now."""
-        kind, dtype, enabled = self.casting
-        if _casting(kind) == self.casting:
-            return self.run(*self.args, **self.kwargs)
-        with torch.autocast(kind, dtype, enabled):
-            return self.run(*self.args, **self.kwargs)
-
-
-def _casting(kind: str) -> tuple[str, torch.dtype, bool]:
-    return kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+        return self.run(*self.args, **self.kwargs)
 
 
 class EncodedError(Exception):
@@ -102,14 +74,16 @@ class EncodedError(Exception):
 
 class Encoding:
     """Directs what comes before the loop, which ends the run: what `memo` does not have is run and
-    remembered. `came_to` is the call that the loop begins with.
+    remembered. `came_to` is the call that the loop begins with, and `returned`, if that is to be
+    known as well (`further`), what it returns.
     """
 
-    def __init__(self, memo: Memo) -> None:
-        self._memo = memo
+    def __init__(self, memo: Memo, *, further: bool = False) -> None:
+        self._memo, self._further = memo, further
         self._seen: dict[str, list[Any]] = {}
         self._inside = False
         self.came_to: Request | None = None
+        self.returned: Any = None
 
     def started(self) -> bool:
         """Whether the run has come to its loop."""
@@ -131,7 +105,9 @@ class Encoding:
 
     def denoise(self, place: str, step: int, run: Run, args: Any, kwargs: Any) -> Any:
         self._begun()
-        self.came_to = Request.of(place, (), 0, "", run, args, kwargs)
+        self.came_to = Request(place, "", run, args, kwargs)
+        if self._further:
+            self.returned = self.came_to.output()
         raise EncodedError
 
     def advance(self, step: int, last: bool, run: Run, args: Any, kwargs: Any) -> Any:
@@ -157,7 +133,63 @@ class Encoding:
             self._memo.outputs, self._memo.whole = self._seen, True
 
 
-class Replay(Encoding):
+class Running(Encoding):
+    """Directs a run of `steps` steps to its end."""
+
+    def __init__(self, memo: Memo, steps: int) -> None:
+        super().__init__(memo)
+        self._steps = steps
+        self._number = 0  # of the next call in the step
+        self._random = _global_states()
+        self.first: int | None = None
+        self.schedule: Schedule | None = None
+
+    def started(self) -> bool:
+        return self.first is not None
+
+    def begin(self, schedule: Schedule) -> None:
+        if self.first is not None:
+            raise UsageError(
+                f"{schedule.scheduler} is set to new timesteps within a run: runs of several loops "
+                "can't be recorded, as their steps can't be told apart"
+            )
+        if schedule.steps != self._steps:
+            raise UsageError(
+                f"plans have {self._steps} steps, the pipeline's schedule {schedule.steps}"
+            )
+        self.schedule = schedule
+
+    def _next(self, step: int) -> int:
+        """The number of a call in its step."""
+        if self.first is None:
+            self.first = step
+            self._begun()
+        number, self._number = self._number, self._number + 1
+        return number
+
+    def _check(self, latents: Tensor, at: str) -> None:
+        """Of a step that was computed. Raises `NonFiniteLatentsError`, and as `end`."""
+        assert self.schedule is not None
+        self.end(self.schedule.scheduler)
+        if not torch.isfinite(latents).all():
+            raise NonFiniteLatentsError(
+                f"{at} produced non-finite latents: leave the level out, or run the model in "
+                "another dtype"
+            )
+
+    def end(self, name: str) -> None:
+        """The run of the pipeline `name` is over. Raises `UsageError` where it drew random numbers
+        that its generators don't give.
+        """
+        now = _global_states()
+        if any(not torch.equal(now[key], state) for key, state in self._random.items()):
+            raise UsageError(
+                f"{name} draws from torch's global random state, beside the generators that it is "
+                "given: no run could be drawn again; take another scheduler or other arguments"
+            )
+
+
+class Replay(Running):
     """Directs one run along a plan: what is called in the steps of `known` is replayed, everything
     else asked of `compute`, and each such step told to `keep`. `memo` holds what was computed
     before the loop, for all runs of the same samples; `path` is told the latents after each step.
@@ -174,88 +206,42 @@ class Replay(Encoding):
         path: Callable[[Tensor], None],
         perturb: Perturbation | None = None,
     ) -> None:
-        super().__init__(memo)
+        super().__init__(memo, len(plan))
         self._plan, self._known = plan, known
         self._compute, self._keep, self._path, self._perturb = compute, keep, path, perturb
-        self._number = 0  # of the next call in the step
         self._now = StepRecord()
-        self._random = _global_states()
-        self.first: int | None = None
-        self.schedule: Schedule | None = None
         self.failed_at = 0  # levels of the plan that led to a failure
 
-    def started(self) -> bool:
-        return self.first is not None
-
-    def begin(self, schedule: Schedule) -> None:
-        if self.first is not None:
-            raise UsageError(
-                f"{schedule.scheduler} is set to new timesteps within a run: runs of several loops "
-                "can't be recorded, as their steps can't be told apart"
-            )
-        if schedule.steps != len(self._plan):
-            raise UsageError(
-                f"plans have {len(self._plan)} steps, the pipeline's schedule {schedule.steps}"
-            )
-        self.schedule = schedule
-
     def denoise(self, place: str, step: int, run: Run, args: Any, kwargs: Any) -> Any:
-        if self.first is None:
-            self.first = step
-            self._begun()
+        number = self._next(step)
         if step not in self._known:
             self._now.rows += len(latents_of(args, kwargs))
             if self._perturb is not None:
                 args, kwargs = self._perturbed(step, args, kwargs)
-        return self._called(place, step, self._plan[step], run, args, kwargs)
+        return self._called(step, number, Request(place, self._plan[step], run, args, kwargs))
 
     def _within(self, name: str, step: int, run: Run, args: Any, kwargs: Any) -> Any:
-        return self._called(name, step, None, run, args, kwargs)
+        return self._called(step, self._next(step), Request(name, None, run, args, kwargs))
 
-    def _called(
-        self, name: str, step: int, level: str | None, run: Run, args: Any, kwargs: Any
-    ) -> Any:
+    def _called(self, step: int, number: int, request: Request) -> Any:
         """A copy of an output that is known, or is kept now: pipelines may change it."""
-        number, self._number = self._number, self._number + 1
         if step in self._known:
             return cloned(self._known[step].outputs[number])
-        prefix = self._plan.levels[self.first : step + 1]
-        output = self._compute(Request.of(name, prefix, number, level, run, args, kwargs))
-        self._now.outputs.append(output)
-        return cloned(output)
+        self._now.outputs.append(self._compute(request))
+        return cloned(self._now.outputs[-1])
 
     def advance(self, step: int, last: bool, run: Run, args: Any, kwargs: Any) -> Any:
         result = run(*args, **kwargs)
         latents = result if isinstance(result, Tensor) else result[0]
         if step not in self._known:
-            assert self.schedule is not None
-            self._check_random(self.schedule.scheduler)
-            if not torch.isfinite(latents).all():
-                self.failed_at = step + 1
-                raise NonFiniteLatentsError(
-                    f"step {step} at level {self._plan[step]} produced non-finite latents: leave "
-                    "the level out, or run the model in another dtype"
-                )
+            self.failed_at = step + 1
+            self._check(latents, f"step {step} at level {self._plan[step]}")
         if last:
             self._path(latents)
             if step not in self._known:
                 self._keep(step, self._now)
             self._now, self._number = StepRecord(), 0
         return result
-
-    def end(self, name: str) -> None:
-        """The run of the pipeline `name` is over. Raises `UsageError` where it drew random numbers
-        that its generators don't give.
-        """
-        self._check_random(name)
-
-    def _check_random(self, name: str) -> None:
-        now = _global_states()
-        if any(not torch.equal(now[key], state) for key, state in self._random.items()):
-            raise UsageError(
-                f"{name} draws from torch's global random state, beside the generators that it is "
-                "given: no run could be drawn again; take another scheduler or other arguments"
-            )
 
     def _perturbed(self, step: int, args: Any, kwargs: Any) -> tuple[Any, Any]:
         assert self._perturb is not None

@@ -81,7 +81,7 @@ def sample_images(
     found = []
     for start in tqdm(range(0, len(call), batch), desc="sampling", unit="batch", leave=False):
         rows = range(start, min(start + batch, len(call)))
-        found.append(pipeline(**call.arguments(rows)).images.float().cpu())
+        found.append(pipeline(**call.rows(rows).arguments()).images.float().cpu())
     return torch.cat(found)
 
 

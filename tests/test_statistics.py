@@ -10,7 +10,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.suite.statistics import holm, mean_ranks, paired_interval, sign_flip
+from tmpdiff_bench.statistics import holm, mean_ranks, paired_interval, sign_flip
 
 
 @pytest.mark.parametrize("n", [3, 8, 12])
@@ -73,8 +73,8 @@ def test_percentile_intervals_would_be_too_short() -> None:
 def test_intervals_move_and_stretch_with_the_differences(shift: float, scale: float) -> None:
     x = np.random.default_rng(0).normal(size=9)
     a, b = paired_interval(x), paired_interval(shift + scale * x)
-    assert [b.low, b.value, b.high] == pytest.approx(
-        [shift + scale * v for v in (a.low, a.value, a.high)], abs=1e-9
+    assert [b.low, b.estimate, b.high] == pytest.approx(
+        [shift + scale * v for v in (a.low, a.estimate, a.high)], abs=1e-9
     )
 
 

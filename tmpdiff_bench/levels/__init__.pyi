@@ -1,0 +1,9 @@
+from .bank import LevelBank as LevelBank
+from .devices import Device as Device
+from .devices import reason_against as reason_against
+from .formats import FORMATS as FORMATS
+from .formats import quantize_dequantize as quantize_dequantize
+from .level import LEVEL_NAMES as LEVEL_NAMES
+from .level import Level as Level
+from .memory import RESIDENCIES as RESIDENCIES
+from .memory import Memory as Memory

@@ -1,0 +1,10 @@
+from .embedded import EMBEDDED as EMBEDDED
+from .embedded import MODELS as MODELS
+from .embedded import embedded_models as embedded_models
+from .layers import quantized_layers as quantized_layers
+from .layers import resolve_layers as resolve_layers
+from .loading import DTYPES as DTYPES
+from .loading import LoadedModel as LoadedModel
+from .loading import check_device as check_device
+from .loading import load_pipeline as load_pipeline
+from .loop import denoisers as denoisers

@@ -1,0 +1,9 @@
+from .results import SuiteResults as SuiteResults
+from .results import load_results as load_results
+from .results import picture_name as picture_name
+from .tasks import Group as Group
+from .tasks import Task as Task
+from .v1 import FULL as FULL
+from .v1 import PROFILES as PROFILES
+from .v1 import QUICK as QUICK
+from .v1 import Profile as Profile

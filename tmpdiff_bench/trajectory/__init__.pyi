@@ -1,0 +1,6 @@
+from .engine import PrefixEngine as PrefixEngine
+from .jobs import JointRun as JointRun
+from .recorder import record as record
+from .recording import Recording as Recording
+from .replay import NonFiniteLatentsError as NonFiniteLatentsError
+from .workload import Workload as Workload
