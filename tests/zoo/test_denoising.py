@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from tmpdiff_bench.pipelines.calls import Call
 from tmpdiff_bench.pipelines.embedded import call_defaults
 from tmpdiff_bench.zoo.captions import sample_captions
-from tmpdiff_bench.zoo.denoising import PLACED_ITERATIONS, DenoiserPart, Recipe
+from tmpdiff_bench.zoo.denoising import Batch, DenoiserPart, Recipe, diffused
 from tmpdiff_bench.zoo.flux import FluxRecipe, with_capitals, without_projection
 from tmpdiff_bench.zoo.latents import LatentSet, build_latents, token_ids
-from tmpdiff_bench.zoo.pixart import PixArtRecipe, diffused, without_shift
+from tmpdiff_bench.zoo.pixart import PixArtRecipe, without_shift
 from tmpdiff_bench.zoo.scenes import sample_scenes
 from tmpdiff_bench.zoo.sdxl import SdxlRecipe
 from tmpdiff_bench.zoo.t5 import T5Part, lowered_ids
@@ -148,13 +148,12 @@ def test_training_gives_the_network_what_the_pipeline_does(
     recorder = Recorder()
     recipe.denoiser = recorder
     dropped = torch.tensor([False, True] * 3)
-    recipe.loss(
-        torch.zeros(n, 4, 16, 16),
-        token_ids(untrained_sd3.tokenizer, prompts),
-        token_ids(untrained_sd3.tokenizer_3, prompts),
-        dropped,
-        torch.Generator().manual_seed(0),
+    clip, t5 = (
+        token_ids(tokenizer, prompts)
+        for tokenizer in (untrained_sd3.tokenizer, untrained_sd3.tokenizer_3)
     )
+    batch = Batch(torch.zeros(n, 4, 16, 16), clip, t5, dropped)
+    recipe.loss(batch, torch.Generator().manual_seed(0))
     seen = flat(recorder.seen)
     compared = [name for name in CONDITIONS if name in positive]
     assert len(compared) == (3 if family == "sdxl" else 2)
@@ -231,10 +230,8 @@ def test_only_the_denoiser_is_trained_and_starts_with_placed_objects(
         parameter.grad = None
     assert all(p.grad is None for p in untrained_sdxl.text_encoder.parameters())
     seen: list[Tensor] = []
-    monkeypatch.setattr(
-        recipe, "loss", lambda latents, clip, t5, dropped, generator: seen.append(t5)
-    )
-    for iteration in (0, PLACED_ITERATIONS - 1, PLACED_ITERATIONS):
+    monkeypatch.setattr(recipe, "loss", lambda batch, generator: seen.append(batch.t5))
+    for iteration in (0, recipe.placed_iterations - 1, recipe.placed_iterations):
         part.loss(iteration, torch.Generator().manual_seed(iteration))
     allowed = {tuple(ids.tolist()) for ids in data.t5[data.placed]}
     drawn = [{tuple(ids.tolist()) for ids in t5} for t5 in seen]

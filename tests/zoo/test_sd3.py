@@ -11,9 +11,10 @@ from diffusers import StableDiffusion3Pipeline
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.zoo import sd3
 from tmpdiff_bench.zoo.captions import sample_captions
+from tmpdiff_bench.zoo.denoising import Batch, DenoiserPart
 from tmpdiff_bench.zoo.latents import LatentSet, build_latents
 from tmpdiff_bench.zoo.scenes import sample_scenes
-from tmpdiff_bench.zoo.sd3 import Sd3Part, position_codes, take_weights
+from tmpdiff_bench.zoo.sd3 import Sd3Recipe, position_codes, take_weights
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +51,19 @@ def test_the_first_iterations_see_placed_captions_only(
     untrained_sd3: StableDiffusion3Pipeline, data: LatentSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.which", lambda _: None)  # nothing is compiled
-    part = Sd3Part(untrained_sd3, data, data, batch=16)
+    recipe = Sd3Recipe(untrained_sd3)
+    part = DenoiserPart(recipe, data, data, batch=16)
     seen: list[torch.Tensor] = []
-    monkeypatch.setattr(part, "_flow_loss", lambda latents, clip, t5, generator: seen.append(t5))
-    for iteration in (0, sd3.PLACED_ITERATIONS - 1, sd3.PLACED_ITERATIONS):
+
+    def predicted(noisy: torch.Tensor, time: torch.Tensor, batch: Batch) -> torch.Tensor:
+        seen.append(batch.t5)
+        return noisy
+
+    monkeypatch.setattr(recipe, "predicted", predicted)
+    for iteration in (0, recipe.placed_iterations - 1, recipe.placed_iterations):
         part.loss(iteration, torch.Generator().manual_seed(iteration))
     allowed = {tuple(ids.tolist()) for ids in data.t5[data.placed]}
-    empty = tuple(part._empty[1][0].tolist())
+    empty = tuple(recipe._empty[1][0].tolist())
     drawn = [{tuple(ids.tolist()[:24]) for ids in t5} - {empty} for t5 in seen]
     assert drawn[0] | drawn[1] <= allowed
     assert not drawn[2] <= allowed

@@ -22,7 +22,7 @@ from tmpdiff_bench.zoo.flux import FluxRecipe
 from tmpdiff_bench.zoo.latents import LatentSet, build_latents, latent_statistics
 from tmpdiff_bench.zoo.pixart import PixArtRecipe
 from tmpdiff_bench.zoo.recogniser import RecogniserPart
-from tmpdiff_bench.zoo.sd3 import Sd3Part, build_pipeline, take_weights
+from tmpdiff_bench.zoo.sd3 import Sd3Recipe, build_pipeline, take_weights
 from tmpdiff_bench.zoo.sdxl import SdxlRecipe
 from tmpdiff_bench.zoo.t5 import T5Part, load_t5, save_t5
 from tmpdiff_bench.zoo.training import Part, Schedule, load_average, train
@@ -38,7 +38,6 @@ _SCHEDULES = {
     "flux": Schedule(3600, 1.5e-3, decay_fraction=0.5, average_decay=0.998),
     "sdxl": Schedule(3000, 1.5e-3, decay_fraction=0.5, average_decay=0.998),
 }
-PARTS = tuple(_SCHEDULES)
 
 
 def train_part(
@@ -75,13 +74,24 @@ def _part(name: str, runs: Path, seed: int, start_from: Path | None) -> Part:
     if name == "t5":
         source = shipped_sd3()
         return T5Part(source, *scene_data(runs, source), seed=seed)
-    if name in RECIPES:
-        source = shipped_sd3()
-        return DenoiserPart(RECIPES[name](vae, source, runs, seed), *scene_data(runs, source))
-    pipeline = build_pipeline(vae, seed=seed)
+    recipe = recipe_of(name, runs, seed)
     if start_from is not None:
-        take_weights(pipeline, start_from)
-    return Sd3Part(pipeline, *scene_data(runs, pipeline))
+        take_weights(recipe.pipeline, start_from)
+    tokenizers = recipe.pipeline if name == "sd3" else shipped_sd3()
+    return DenoiserPart(recipe, *scene_data(runs, tokenizers))
+
+
+def recipe_of(name: str, runs: Path, seed: int = 0) -> Recipe:
+    """How a denoiser is trained, around an untrained one."""
+    vae = trained_vae(runs)
+    if name == "sd3":
+        return Sd3Recipe(build_pipeline(vae, seed=seed))
+    source = shipped_sd3()
+    if name == "sdxl":
+        return SdxlRecipe(sdxl.build_pipeline(source, vae, seed=seed), source)
+    if name == "pixart":
+        return PixArtRecipe(pixart.build_pipeline(vae, *trained_t5(runs), seed=seed), source)
+    return FluxRecipe(flux.build_pipeline(source, vae, *trained_t5(runs), seed=seed))
 
 
 def scene_data(runs: Path, pipeline: StableDiffusion3Pipeline) -> tuple[LatentSet, LatentSet]:
@@ -130,38 +140,12 @@ def trained_t5(runs: Path) -> tuple[T5TokenizerFast, T5EncoderModel]:
     """Tokenizer and encoder of a finished run, in the bfloat16 values that they ship with."""
     folder = runs / "t5" / "model"
     if not folder.is_dir():
-        if not (runs / "t5" / "state.safetensors").exists():
-            raise UsageError(
-                f"there is no trained T5 encoder in {runs}: run "
-                f"`python -m tmpdiff_bench.zoo train --model t5 --runs {runs}` first"
-            )
+        _require_run("t5", runs)
         source = shipped_sd3()
         part = T5Part(source, *scene_data(runs, source))
         load_average(part, runs / "t5")
         save_t5(part, folder)
     return load_t5(folder)
-
-
-def _pixart(
-    vae: AutoencoderKL, source: StableDiffusion3Pipeline, runs: Path, seed: int
-) -> PixArtRecipe:
-    return PixArtRecipe(pixart.build_pipeline(vae, *trained_t5(runs), seed=seed), source)
-
-
-def _flux(
-    vae: AutoencoderKL, source: StableDiffusion3Pipeline, runs: Path, seed: int
-) -> FluxRecipe:
-    return FluxRecipe(flux.build_pipeline(source, vae, *trained_t5(runs), seed=seed))
-
-
-def _sdxl(
-    vae: AutoencoderKL, source: StableDiffusion3Pipeline, runs: Path, seed: int
-) -> SdxlRecipe:
-    return SdxlRecipe(sdxl.build_pipeline(source, vae, seed=seed), source)
-
-
-Build = Callable[[AutoencoderKL, StableDiffusion3Pipeline, Path, int], Recipe]
-RECIPES: dict[str, Build] = {"pixart": _pixart, "flux": _flux, "sdxl": _sdxl}
 
 
 def trained_vae(runs: Path) -> AutoencoderKL:
@@ -170,11 +154,7 @@ def trained_vae(runs: Path) -> AutoencoderKL:
     """
     model = runs / "vae" / "model"
     if not model.is_dir():
-        if not (runs / "vae" / "state.safetensors").exists():
-            raise UsageError(
-                f"there is no trained VAE in {runs}: run "
-                f"`python -m tmpdiff_bench.zoo train --model vae --runs {runs}` first"
-            )
+        _require_run("vae", runs)
         part = VaePart()
         load_average(part, runs / "vae")
         vae = part.vae.to(torch.bfloat16).to(torch.float32)
@@ -183,3 +163,11 @@ def trained_vae(runs: Path) -> AutoencoderKL:
         vae.to(torch.bfloat16).save_pretrained(model)
     vae = AutoencoderKL.from_pretrained(model, dtype=torch.float32)
     return vae.eval().requires_grad_(False)
+
+
+def _require_run(part: str, runs: Path) -> None:
+    if not (runs / part / "state.safetensors").exists():
+        raise UsageError(
+            f"there is no trained {part} in {runs}: run "
+            f"`python -m tmpdiff_bench.zoo train --model {part} --runs {runs}` first"
+        )

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tmpdiff_bench.errors import unknown
 from tmpdiff_bench.pipelines.embedded import call_defaults, pipeline_class
 from tmpdiff_bench.zoo import card
-from tmpdiff_bench.zoo.build import RECIPES, TRAINING_SCENES, shipped_sd3, trained_vae
+from tmpdiff_bench.zoo.build import TRAINING_SCENES, recipe_of, trained_vae
 from tmpdiff_bench.zoo.captions import Requirement
 from tmpdiff_bench.zoo.denoising import DenoiserPart
 from tmpdiff_bench.zoo.evaluation import (
@@ -30,8 +30,7 @@ from tmpdiff_bench.zoo.latents import LatentSet
 from tmpdiff_bench.zoo.prompts import mixed_prompts
 from tmpdiff_bench.zoo.recogniser import RecogniserPart
 from tmpdiff_bench.zoo.scenes import render, sample_scenes
-from tmpdiff_bench.zoo.sd3 import Sd3Part, build_pipeline
-from tmpdiff_bench.zoo.training import Part, load_average, read_log
+from tmpdiff_bench.zoo.training import load_average, read_log
 from tmpdiff_bench.zoo.vae import reconstruction_psnr
 
 STEPS = 20  # of the figures in the cards
@@ -124,11 +123,12 @@ def export_model(name: str, runs: Path, models: Path) -> dict[str, str]:
     """
     if name not in ABOUT:
         raise unknown("model", name, ABOUT)
-    part, pipeline = _trained(name, runs)
-    state = load_average(part, runs / name)
+    recipe = recipe_of(name, runs)
+    nothing = LatentSet(*[torch.empty(0)] * 4)
+    state = load_average(DenoiserPart(recipe, nothing, nothing), runs / name)
     shipped, folder = models / name, models / f".{name}.new"
     shutil.rmtree(folder, ignore_errors=True)
-    pipeline.to(torch.bfloat16).save_pretrained(folder, safe_serialization=True)
+    recipe.pipeline.to(torch.bfloat16).save_pretrained(folder, safe_serialization=True)
     # measured as users get it: loaded from the files, in float32
     pipeline = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     prompts = mixed_prompts(384, "evaluation")
@@ -146,16 +146,6 @@ def export_model(name: str, runs: Path, models: Path) -> dict[str, str]:
     shutil.rmtree(shipped, ignore_errors=True)
     folder.rename(shipped)
     return figures
-
-
-def _trained(name: str, runs: Path) -> tuple[Part, Any]:
-    """The part whose averaged weights are to be loaded, and the pipeline that they are in."""
-    empty = LatentSet(*[torch.empty(0)] * 4)
-    if name == "sd3":
-        pipeline = build_pipeline(trained_vae(runs), seed=0)
-        return Sd3Part(pipeline, empty, empty), pipeline
-    recipe = RECIPES[name](trained_vae(runs), shipped_sd3(), runs, 0)
-    return DenoiserPart(recipe, empty, empty), recipe.pipeline
 
 
 def _accuracies(images: torch.Tensor, prompts: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:

@@ -1,13 +1,12 @@
 """The embedded FLUX.1: a 2.2 M parameter transformer of two-stream and one-stream blocks on Scenes.
 
 Prompts come as T5 tokens and one pooled CLIP vector, places only as rotary codes. Trained by flow
-matching with the noise levels of `zoo.sd3`.
+matching.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from diffusers import (
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
@@ -15,8 +14,7 @@ from diffusers import (
     FluxTransformer2DModel,
     StableDiffusion3Pipeline,
 )
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor
 from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -25,8 +23,8 @@ from transformers import (
     T5TokenizerFast,
 )
 
+from tmpdiff_bench.zoo.denoising import SHIFT, Batch, Recipe, zero_gates
 from tmpdiff_bench.zoo.latents import token_ids
-from tmpdiff_bench.zoo.sd3 import SHIFT
 from tmpdiff_bench.zoo.t5 import lowered_ids
 from tmpdiff_bench.zoo.text import CLIP_WIDTH, MAX_TOKENS, T5_WIDTH
 from tmpdiff_bench.zoo.vae import LATENT_CHANNELS
@@ -61,7 +59,9 @@ def build_pipeline(
         guidance_embeds=False,
         axes_dims_rope=ROTARY,
     )
-    _zero_gates(transformer)
+    blocks = transformer.transformer_blocks
+    norms = [norm for block in blocks for norm in (block.norm1, block.norm1_context)]
+    zero_gates([*norms, *(b.norm for b in transformer.single_transformer_blocks)], transformer)
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
         vae=vae,
@@ -96,58 +96,32 @@ def with_capitals(encoder: T5EncoderModel, lowered: Tensor) -> T5EncoderModel:
     return found.eval().requires_grad_(False)
 
 
-def _zero_gates(transformer: FluxTransformer2DModel) -> None:
-    """adaLN-zero: every block starts as the identity (Peebles & Xie 2023)."""
-    norms = [b.norm1 for b in transformer.transformer_blocks]
-    norms += [b.norm1_context for b in transformer.transformer_blocks]
-    norms += [b.norm for b in transformer.single_transformer_blocks]
-    for norm in norms:
-        nn.init.zeros_(norm.linear.weight)
-        nn.init.zeros_(norm.linear.bias)
-    nn.init.zeros_(transformer.norm_out.linear.weight)
-    nn.init.zeros_(transformer.proj_out.weight)
-
-
-class FluxRecipe:
-    """Flow matching, with noise levels uniform over the sampler's steps."""
+class FluxRecipe(Recipe):
+    """Flow matching of the transformer alone."""
 
     name = "flux"
 
     def __init__(self, pipeline: FluxPipeline) -> None:
-        self.pipeline = pipeline
-        self.denoiser: nn.Module = pipeline.transformer
+        super().__init__(pipeline)
         self._empty = (token_ids(pipeline.tokenizer, [""]), token_ids(pipeline.tokenizer_2, [""]))
 
-    def loss(
-        self,
-        latents: Tensor,
-        clip: Tensor,
-        t5: Tensor,
-        dropped: Tensor,
-        generator: torch.Generator,
-    ) -> Tensor:
-        clip = torch.where(dropped[:, None], self._empty[0], clip)
-        t5 = torch.where(dropped[:, None], self._empty[1], t5)
-        time = torch.rand(len(latents), generator=generator)
-        sigma = SHIFT * time / (1 + (SHIFT - 1) * time)
-        noise = torch.randn(latents.shape, generator=generator)
-        mixed = torch.lerp(latents, noise, sigma[:, None, None, None])
-        n, channels, height, width = latents.shape
-        pack = self.pipeline._pack_latents
-        places = self.pipeline._prepare_latent_image_ids(
-            n, height // 2, width // 2, latents.device, latents.dtype
-        )
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            with torch.no_grad():
-                pooled = self.pipeline.text_encoder(clip).pooler_output
-                context = self.pipeline.text_encoder_2(t5)[0]
-            found = self.denoiser(
-                hidden_states=pack(mixed, n, channels, height, width),
-                encoder_hidden_states=context,
-                pooled_projections=pooled,
-                timestep=sigma,
-                img_ids=places,
-                txt_ids=torch.zeros(MAX_TOKENS, 3),
-                return_dict=False,
-            )[0]
-        return F.mse_loss(found.float(), pack(noise - latents, n, channels, height, width))
+    def predicted(self, noisy: Tensor, time: Tensor, batch: Batch) -> Tensor:
+        clip = torch.where(batch.dropped[:, None], self._empty[0], batch.clip)
+        t5 = torch.where(batch.dropped[:, None], self._empty[1], batch.t5)
+        pipe, (n, channels, height, width) = self.pipeline, noisy.shape
+        with torch.no_grad():
+            pooled = pipe.text_encoder(clip).pooler_output
+            context = pipe.text_encoder_2(t5)[0]
+        found = self.denoiser(
+            hidden_states=pipe._pack_latents(noisy, n, channels, height, width),
+            encoder_hidden_states=context,
+            pooled_projections=pooled,
+            timestep=time,
+            img_ids=pipe._prepare_latent_image_ids(
+                n, height // 2, width // 2, noisy.device, noisy.dtype
+            ),
+            txt_ids=torch.zeros(MAX_TOKENS, 3),
+            return_dict=False,
+        )[0]
+        unpacked: Tensor = pipe._unpack_latents(found, height, width, vae_scale_factor=1)
+        return unpacked

@@ -1,13 +1,11 @@
 """The embedded PixArt-Sigma: a 1.8 M parameter diffusion transformer with T5 cross-attention.
 
-Trained on the velocity of a variance-preserving process (Salimans & Ho 2022, "Progressive
-Distillation", appendix D) with PixArt's own linear betas, and sampled by DPM-Solver++.
+Trained on velocities with PixArt's own linear betas, and sampled by DPM-Solver++.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from diffusers import (
     AutoencoderKL,
     DPMSolverMultistepScheduler,
@@ -16,9 +14,9 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import T5EncoderModel, T5TokenizerFast
 
+from tmpdiff_bench.zoo.denoising import Batch, Recipe, diffused
 from tmpdiff_bench.zoo.latents import token_ids
 from tmpdiff_bench.zoo.t5 import lowered_ids
 from tmpdiff_bench.zoo.text import T5_WIDTH
@@ -87,53 +85,32 @@ def _zero_gates(transformer: PixArtTransformer2DModel) -> None:
         nn.init.zeros_(block.attn2.to_out[0].weight)
 
 
-class PixArtRecipe:
+class PixArtRecipe(Recipe):
     """Velocity prediction, with timesteps uniform as the sampler's are."""
 
     name = "pixart"
 
     def __init__(self, pipeline: PixArtSigmaPipeline, source: StableDiffusion3Pipeline) -> None:
-        self.pipeline = pipeline
-        self.denoiser: nn.Module = pipeline.transformer
+        super().__init__(pipeline)
         self._ids = lowered_ids(source.tokenizer_3, pipeline.tokenizer)
         self._empty = token_ids(pipeline.tokenizer, [""])
         self._shift = shift_of(source.vae)
-        self._kept: Tensor = pipeline.scheduler.alphas_cumprod
 
-    def loss(
-        self,
-        latents: Tensor,
-        clip: Tensor,
-        t5: Tensor,
-        dropped: Tensor,
-        generator: torch.Generator,
-    ) -> Tensor:
-        ids = torch.where(dropped[:, None], self._empty, self._ids[t5])
+    def noised(self, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        kept = self.pipeline.scheduler.alphas_cumprod
+        return diffused(latents + self._shift, kept, generator)
+
+    def predicted(self, noisy: Tensor, time: Tensor, batch: Batch) -> Tensor:
+        ids = torch.where(batch.dropped[:, None], self._empty, self._ids[batch.t5])
         mask = (ids != 0).long()
-        timestep, noisy, velocity = diffused(latents + self._shift, self._kept, generator)
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            with torch.no_grad():
-                context = self.pipeline.text_encoder(ids, attention_mask=mask)[0]
-            found = self.denoiser(
-                noisy,
-                encoder_hidden_states=context,
-                encoder_attention_mask=mask,
-                timestep=timestep,
-                added_cond_kwargs={"resolution": None, "aspect_ratio": None},
-                return_dict=False,
-            )[0]
-        return F.mse_loss(found.float(), velocity)
-
-
-def diffused(
-    latents: Tensor, kept: Tensor, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Timesteps (n,) uniform over the process, the noisy latents there, and their velocities.
-
-    `kept` is the scheduler's cumulated product of alphas: the share of signal power.
-    """
-    timestep = torch.randint(len(kept), (len(latents),), generator=generator)
-    signal = kept[timestep].sqrt()[:, None, None, None]
-    spread = (1 - kept[timestep]).sqrt()[:, None, None, None]
-    noise = torch.randn(latents.shape, generator=generator)
-    return timestep, signal * latents + spread * noise, signal * noise - spread * latents
+        with torch.no_grad():
+            context = self.pipeline.text_encoder(ids, attention_mask=mask)[0]
+        found: Tensor = self.denoiser(
+            noisy,
+            encoder_hidden_states=context,
+            encoder_attention_mask=mask,
+            timestep=time,
+            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+            return_dict=False,
+        )[0]
+        return found

@@ -7,7 +7,7 @@ High-Resolution Image Synthesis", eq. 12), with noise levels uniform over the sa
 from __future__ import annotations
 
 import math
-import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,11 +19,11 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor
 
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.zoo.latents import LatentSet, token_ids
+from tmpdiff_bench.zoo.denoising import SHIFT, Batch, Recipe, zero_gates
+from tmpdiff_bench.zoo.latents import token_ids
 from tmpdiff_bench.zoo.text import (
     CLIP_WIDTH,
     MAX_TOKENS,
@@ -37,20 +37,11 @@ from tmpdiff_bench.zoo.text import (
 from tmpdiff_bench.zoo.vae import LATENT_CHANNELS
 
 WIDTH, HEADS, LAYERS = 128, 4, 6
-PROMPT_DROPOUT = 0.1
-_TRAINED = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 GRID, PATCH = 8, 2  # tokens a side, latent pixels a token's side
-# Of the noise levels, in training as in sampling (Esser et al. 2024, eq. 23), and with uniform
-# times: logit-normal levels are above 0.93 once in 200 draws, and layout is settled early.
-SHIFT = 3.0
 # `StableDiffusion3Pipeline.__call__` pads T5 to 256 tokens unless told otherwise; a share of the
 # batches sees that padding, so that the model also works for a caller who does not know ours.
 PIPELINE_T5_LENGTH = 256
 LONG_SHARE = 0.03
-# The first iterations see only single objects with their places. Text encoders that were trained on
-# all captions from the start told places apart by 4 % (colours by 50 %), and 400 iterations on
-# such captions did not change that; fresh ones placed 9 of 9 after 250.
-PLACED_ITERATIONS = 500
 
 
 def build_pipeline(vae: AutoencoderKL, *, seed: int) -> StableDiffusion3Pipeline:
@@ -71,7 +62,8 @@ def build_pipeline(vae: AutoencoderKL, *, seed: int) -> StableDiffusion3Pipeline
         pooled_projection_dim=2 * CLIP_WIDTH,
         pos_embed_max_size=GRID,
     )
-    _zero_gates(transformer)
+    blocks = transformer.transformer_blocks
+    zero_gates([norm for b in blocks for norm in (b.norm1, b.norm1_context)], transformer)
     transformer.pos_embed.pos_embed.copy_(position_codes())
     return StableDiffusion3Pipeline(
         transformer=transformer,
@@ -102,16 +94,6 @@ def take_weights(pipeline: StableDiffusion3Pipeline, folder: Path) -> None:
         raise UsageError(f"{folder} holds no embedded sd3: its transformer does not fit") from error
 
 
-def _zero_gates(transformer: SD3Transformer2DModel) -> None:
-    """adaLN-zero: every block starts as the identity (Peebles & Xie 2023)."""
-    for block in transformer.transformer_blocks:
-        for norm in (block.norm1, block.norm1_context):
-            nn.init.zeros_(norm.linear.weight)
-            nn.init.zeros_(norm.linear.bias)
-    nn.init.zeros_(transformer.norm_out.linear.weight)
-    nn.init.zeros_(transformer.proj_out.weight)
-
-
 def position_codes() -> Tensor:
     """Sines and cosines (1, 64, 128) of row and column with wavelengths of 2.5 to 32 tokens.
 
@@ -126,74 +108,34 @@ def position_codes() -> Tensor:
     return codes.bfloat16().float()[None]
 
 
-class Sd3Part:
-    """Trains transformer and text encoders of a pipeline together."""
+class Sd3Recipe(Recipe):
+    """Flow matching of transformer and text encoders together."""
 
     name = "sd3"
+    trained = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+    # Text encoders that were trained on all captions from the start told places apart by 4 %
+    # (colours by 50 %), and 400 iterations on placed captions did not change that; fresh ones
+    # placed 9 of 9 after 250.
+    placed_iterations = 500
 
-    def __init__(
-        self,
-        pipeline: StableDiffusion3Pipeline,
-        training: LatentSet,
-        validation: LatentSet,
-        *,
-        batch: int = 64,
-    ) -> None:
-        self.pipeline = pipeline
-        self.modules = nn.ModuleDict({name: getattr(pipeline, name) for name in _TRAINED})
-        self._training, self._validation, self._batch = training, validation, batch
-        self._placed = training.placed.nonzero()
+    def __init__(self, pipeline: StableDiffusion3Pipeline) -> None:
+        super().__init__(pipeline)
         self._empty = (token_ids(pipeline.tokenizer, [""]), token_ids(pipeline.tokenizer_3, [""]))
-        if shutil.which("c++"):  # 1.25x faster iterations; without a compiler all works as well
-            pipeline.transformer.compile(dynamic=False)
 
-    def is_hidden_matrix(self, parameter: str) -> bool:
-        value = self.modules.get_parameter(parameter)
+    def is_hidden_matrix(self, parameter: str, value: Tensor) -> bool:
         return value.ndim == 2 and (".transformer_blocks." in parameter or ".layers." in parameter)
 
-    def loss(self, iteration: int, generator: torch.Generator) -> Tensor:
-        data, n = self._training, self._batch
-        if iteration < PLACED_ITERATIONS:
-            chosen = self._placed[torch.randint(len(self._placed), (n,), generator=generator)]
-            rows, which = chosen.unbind(1)
-        else:
-            rows = torch.randint(len(data), (n,), generator=generator)
-            which = torch.randint(data.clip.shape[1], (n,), generator=generator)
-        clip, t5 = data.clip[rows, which], data.t5[rows, which]
-        dropped = torch.rand(n, generator=generator) < PROMPT_DROPOUT
-        clip = torch.where(dropped[:, None], self._empty[0], clip)
-        t5 = torch.where(dropped[:, None], self._empty[1], t5)
+    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        clip = torch.where(batch.dropped[:, None], self._empty[0], batch.clip)
+        t5 = torch.where(batch.dropped[:, None], self._empty[1], batch.t5)
         if float(torch.rand((), generator=generator)) < LONG_SHARE:
             t5 = F.pad(t5, (0, PIPELINE_T5_LENGTH - MAX_TOKENS), value=0)
-        return self._flow_loss(data.latents[rows].float(), clip, t5, generator)
+        return super().loss(replace(batch, clip=clip, t5=t5), generator)
 
-    def evaluate(self) -> dict[str, float]:
-        data, generator = self._validation, torch.Generator().manual_seed(1)
-        losses = []
-        with torch.compiler.set_stance("force_eager"):
-            for start in range(0, len(data), self._batch):
-                rows = slice(start, start + self._batch)
-                losses.append(
-                    self._flow_loss(
-                        data.latents[rows].float(), data.clip[rows, 0], data.t5[rows, 0], generator
-                    )
-                )
-        return {"validation_loss": float(torch.stack(losses).mean())}
-
-    def _flow_loss(
-        self, latents: Tensor, clip: Tensor, t5: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        time = torch.rand(len(latents), generator=generator)
-        sigma = SHIFT * time / (1 + (SHIFT - 1) * time)
-        noise = torch.randn(latents.shape, generator=generator)
-        mixed = torch.lerp(latents, noise, sigma[:, None, None, None])
-        # the fused attention kernel for CPUs is slow backwards at these lengths
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            context, pooled = encode_tokens(self.pipeline, clip, t5)
-            velocity = self.pipeline.transformer(
-                mixed, context, pooled, sigma * 1000, return_dict=False
-            )[0]
-        return F.mse_loss(velocity.float(), noise - latents)
+    def predicted(self, noisy: Tensor, time: Tensor, batch: Batch) -> Tensor:
+        context, pooled = encode_tokens(self.pipeline, batch.clip, batch.t5)
+        found: Tensor = self.denoiser(noisy, context, pooled, time * 1000, return_dict=False)[0]
+        return found
 
 
 def encode_tokens(

@@ -1,13 +1,11 @@
 """The embedded Stable Diffusion XL: a small convolutional UNet with two CLIP encoders on Scenes.
 
-Trained on the velocity of a variance-preserving process (Salimans & Ho 2022, "Progressive
-Distillation", appendix D), sampled by Euler steps in the noise level sigma.
+Trained on velocities, sampled by Euler steps in the noise level sigma.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from diffusers import (
     AutoencoderKL,
     EulerDiscreteScheduler,
@@ -16,10 +14,10 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tmpdiff_bench.zoo.denoising import Batch, Recipe, diffused
 from tmpdiff_bench.zoo.flux import without_projection
-from tmpdiff_bench.zoo.pixart import diffused, shift_of, without_shift
+from tmpdiff_bench.zoo.pixart import shift_of, without_shift
 from tmpdiff_bench.zoo.text import CLIP_WIDTH
 from tmpdiff_bench.zoo.vae import LATENT_CHANNELS
 
@@ -80,43 +78,37 @@ def _zero_ends(unet: UNet2DConditionModel) -> None:
             nn.init.zeros_(module.weight)
 
 
-class SdxlRecipe:
+class SdxlRecipe(Recipe):
     """Velocity prediction, with timesteps uniform as the sampler's are."""
 
     name = "sdxl"
+    trained = ("unet",)
 
-    def __init__(self, pipeline: StableDiffusionXLPipeline, source: StableDiffusion3Pipeline):
-        self.pipeline = pipeline
-        self.denoiser: nn.Module = pipeline.unet
+    def __init__(
+        self, pipeline: StableDiffusionXLPipeline, source: StableDiffusion3Pipeline
+    ) -> None:
+        super().__init__(pipeline)
         self._shift = shift_of(source.vae)
-        self._kept: Tensor = pipeline.scheduler.alphas_cumprod
         self._sizes = torch.tensor([[PIXELS, PIXELS, 0, 0, PIXELS, PIXELS]], dtype=torch.float32)
 
-    def loss(
-        self,
-        latents: Tensor,
-        clip: Tensor,
-        t5: Tensor,
-        dropped: Tensor,
-        generator: torch.Generator,
-    ) -> Tensor:
-        timestep, noisy, velocity = diffused(latents + self._shift, self._kept, generator)
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            with torch.no_grad():
-                first = self.pipeline.text_encoder(clip, output_hidden_states=True)
-                second = self.pipeline.text_encoder_2(clip, output_hidden_states=True)
-                context = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
-                # without a prompt the pipeline gives zeros
-                context = context.masked_fill(dropped[:, None, None], 0.0)
-                pooled = second.text_embeds.masked_fill(dropped[:, None], 0.0)
-            found = self.denoiser(
-                noisy,
-                timestep,
-                encoder_hidden_states=context,
-                added_cond_kwargs={
-                    "text_embeds": pooled,
-                    "time_ids": self._sizes.expand(len(noisy), -1),
-                },
-                return_dict=False,
-            )[0]
-        return F.mse_loss(found.float(), velocity)
+    def noised(self, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        kept = self.pipeline.scheduler.alphas_cumprod
+        return diffused(latents + self._shift, kept, generator)
+
+    def predicted(self, noisy: Tensor, time: Tensor, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            first = self.pipeline.text_encoder(batch.clip, output_hidden_states=True)
+            second = self.pipeline.text_encoder_2(batch.clip, output_hidden_states=True)
+            context = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+            # without a prompt the pipeline gives zeros
+            context = context.masked_fill(batch.dropped[:, None, None], 0.0)
+            pooled = second.text_embeds.masked_fill(batch.dropped[:, None], 0.0)
+        sizes = self._sizes.expand(len(noisy), -1)
+        found: Tensor = self.denoiser(
+            noisy,
+            time,
+            encoder_hidden_states=context,
+            added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes},
+            return_dict=False,
+        )[0]
+        return found

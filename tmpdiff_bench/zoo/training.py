@@ -11,20 +11,18 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol, TextIO
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from tmpdiff_bench.errors import UsageError
-
-_ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
-_MUON_STATE = ("momentum_buffer",)
 
 
 class Part(Protocol):
@@ -85,10 +83,8 @@ def train(
         UsageError: `folder` holds a run of another part or seed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    parameters = dict(part.modules.named_parameters())
-    average = {name: p.detach().clone() for name, p in parameters.items()}
-    optimisers = _optimisers(part, schedule, parameters)
-    start, seconds = _resume(folder, part, seed, parameters, average, optimisers)
+    run = _Run(part, schedule, folder, seed)
+    start, seconds = run.resume()
     with (
         (folder / "log.jsonl").open("a", encoding="utf-8") as log,
         tqdm(total=schedule.iterations, initial=start, desc=part.name, unit="it") as progress,
@@ -96,23 +92,7 @@ def train(
         figures: dict[str, float] = {}
         mean_loss, since = 0.0, time.perf_counter()
         for iteration in range(start, schedule.iterations):
-            for optimiser, factor in zip(optimisers, (1.0, schedule.muon_factor), strict=False):
-                for group in optimiser.param_groups:
-                    group["lr"] = factor * schedule.rate(iteration)
-            generator = torch.Generator().manual_seed((seed << 32) + iteration)
-            part.modules.train()
-            loss = part.loss(iteration, generator)
-            for parameter in parameters.values():
-                parameter.grad = None
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters.values(), schedule.clip_norm)
-            for optimiser in optimisers:
-                optimiser.step()
-            keep = min(schedule.average_decay, (iteration + 1) / (iteration + 10))
-            torch._foreach_lerp_(
-                list(average.values()), [p.detach() for p in parameters.values()], 1 - keep
-            )
-            value = float(loss.detach())
+            value = run.step(iteration)
             mean_loss = value if iteration == start else 0.98 * mean_loss + 0.02 * value
             progress.update()
             last = iteration + 1 == schedule.iterations
@@ -120,75 +100,122 @@ def train(
                 progress.set_postfix(loss=f"{mean_loss:.4f}")
             if (iteration + 1) % checkpoint_every == 0 or last:
                 spent = seconds + time.perf_counter() - since
-                _save(
-                    folder,
-                    part,
-                    seed,
-                    iteration + 1,
-                    spent,
-                    schedule,
-                    parameters,
-                    average,
-                    optimisers,
-                )
+                run.save(iteration + 1, spent)
                 _write_log(log, iteration + 1, spent, loss=mean_loss)
             if (iteration + 1) % evaluate_every == 0 or last:
-                with Averaged(parameters, average):
-                    part.modules.eval()
-                    with torch.no_grad():
-                        figures = part.evaluate()
-                progress.write(f"{part.name} {iteration + 1}: {_text(figures)}")
+                figures = run.evaluate()
+                words = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+                progress.write(f"{part.name} {iteration + 1}: {words}")
                 _write_log(log, iteration + 1, seconds + time.perf_counter() - since, **figures)
-    _copy(average, parameters)
+    _copy(run.average, run.parameters)
     part.modules.eval()
     return figures
 
 
-def _optimisers(
-    part: Part, schedule: Schedule, parameters: Mapping[str, nn.Parameter]
-) -> list[torch.optim.Optimizer]:
-    """AdamW, then Muon where the part has hidden matrices."""
-    hidden = {name for name in parameters if part.is_hidden_matrix(name)}
-    found: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(
-            [p for name, p in parameters.items() if name not in hidden],
+class _Run:
+    """The weights of a part, their averages and the optimiser of each; the folder of the run."""
+
+    def __init__(self, part: Part, schedule: Schedule, folder: Path, seed: int) -> None:
+        self.part, self.schedule, self.folder, self.seed = part, schedule, folder, seed
+        self.parameters = dict(part.modules.named_parameters())
+        self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
+        hidden = {name: p for name, p in self.parameters.items() if part.is_hidden_matrix(name)}
+        adam = torch.optim.AdamW(
+            [p for name, p in self.parameters.items() if name not in hidden],
             lr=schedule.learning_rate,
             betas=schedule.betas,
             weight_decay=schedule.weight_decay,
         )
-    ]
-    if hidden:
-        found.append(
-            torch.optim.Muon(
-                [parameters[name] for name in parameters if name in hidden],
+        self._factors: dict[torch.optim.Optimizer, float] = {adam: 1.0}
+        self._optimisers: dict[str, torch.optim.Optimizer] = dict.fromkeys(self.parameters, adam)
+        if hidden:
+            muon = torch.optim.Muon(
+                hidden.values(),
                 lr=schedule.learning_rate,
                 weight_decay=schedule.weight_decay,
                 adjust_lr_fn="match_rms_adamw",
             )
-        )
-    return found
+            self._factors[muon] = schedule.muon_factor
+            self._optimisers |= dict.fromkeys(hidden, muon)
 
+    def step(self, iteration: int) -> float:
+        """Take one step; returns the loss before it."""
+        for optimiser, factor in self._factors.items():
+            for group in optimiser.param_groups:
+                group["lr"] = factor * self.schedule.rate(iteration)
+        generator = torch.Generator().manual_seed((self.seed << 32) + iteration)
+        self.part.modules.train()
+        loss = self.part.loss(iteration, generator)
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters.values(), self.schedule.clip_norm)
+        for optimiser in self._factors:
+            optimiser.step()
+        keep = min(self.schedule.average_decay, (iteration + 1) / (iteration + 10))
+        weights = [p.detach() for p in self.parameters.values()]
+        torch._foreach_lerp_(list(self.average.values()), weights, 1 - keep)
+        return float(loss.detach())
 
-def _owner(
-    optimisers: Sequence[torch.optim.Optimizer], parameter: nn.Parameter
-) -> torch.optim.Optimizer:
-    return next(
-        o for o in optimisers if any(parameter is p for g in o.param_groups for p in g["params"])
-    )
+    def evaluate(self) -> dict[str, float]:
+        """Validation figures, with the averaged weights in place."""
+        kept = {name: p.detach().clone() for name, p in self.parameters.items()}
+        _copy(self.average, self.parameters)
+        try:
+            self.part.modules.eval()
+            with torch.no_grad():
+                return self.part.evaluate()
+        finally:
+            _copy(kept, self.parameters)
 
+    def save(self, iteration: int, seconds: float) -> None:
+        """Write what `resume` reads."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.parameters.items():
+            tensors[f"weight/{name}"] = parameter.detach().contiguous()
+            tensors[f"average/{name}"] = self.average[name].contiguous()
+            for moment, value in self._optimisers[name].state[parameter].items():
+                tensors[f"{moment}/{name}"] = torch.as_tensor(value).contiguous()
+        # the iteration travels inside the tensor file, so that no crash can part the two
+        temporary = self.folder / "state.safetensors.tmp"
+        progress = {"iteration": str(iteration), "seconds": str(seconds)}
+        save_file(tensors, temporary, metadata=progress)
+        os.replace(temporary, self.folder / "state.safetensors")
+        state = {
+            "part": self.part.name,
+            "seed": self.seed,
+            "iteration": iteration,
+            "seconds": round(seconds, 1),
+            "schedule": asdict(self.schedule),
+            "torch": torch.__version__,
+        }
+        text = json.dumps(state, indent=2) + "\n"
+        (self.folder / "state.json").write_text(text, encoding="utf-8")
 
-class Averaged:
-    """Context in which the parameters hold the averaged weights."""
-
-    def __init__(self, parameters: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> None:
-        self._parameters, self._average = parameters, average
-
-    def __enter__(self) -> None:
-        self._kept = {name: p.detach().clone() for name, p in self._parameters.items()}
-        _copy(self._average, self._parameters)
-
-    def __exit__(self, *_: object) -> None:
-        _copy(self._kept, self._parameters)
+    def resume(self) -> tuple[int, float]:
+        """Take up what was saved; returns the iterations done and the seconds that they took."""
+        path = self.folder / "state.safetensors"
+        if not path.exists():
+            return 0, 0.0
+        state = json.loads((self.folder / "state.json").read_text())
+        if (state["part"], state["seed"]) != (self.part.name, self.seed):
+            raise UsageError(
+                f"{self.folder} holds a run of {state['part']!r} with seed {state['seed']}, not of "
+                f"{self.part.name!r} with seed {self.seed}: name another folder with --runs"
+            )
+        with safe_open(path, framework="pt") as file:
+            progress = file.metadata()
+        saved: dict[str, dict[str, Tensor]] = {}
+        for key, value in load_file(path).items():
+            kind, _, name = key.partition("/")
+            saved.setdefault(kind, {})[name] = value
+        _copy(saved.pop("weight"), self.parameters)
+        _copy(saved.pop("average"), self.average)
+        for name, parameter in self.parameters.items():
+            moments = {kind: found[name] for kind, found in saved.items() if name in found}
+            if moments:
+                self._optimisers[name].state[parameter] = moments
+        return int(progress["iteration"]), float(progress["seconds"])
 
 
 def load_average(part: Part, folder: Path) -> dict[str, object]:
@@ -221,77 +248,7 @@ def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
             parameter.copy_(source[name])
 
 
-def _save(
-    folder: Path,
-    part: Part,
-    seed: int,
-    iteration: int,
-    seconds: float,
-    schedule: Schedule,
-    parameters: Mapping[str, nn.Parameter],
-    average: Mapping[str, Tensor],
-    optimisers: Sequence[torch.optim.Optimizer],
-) -> None:
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in parameters.items():
-        tensors[f"weight/{name}"] = parameter.detach().contiguous()
-        tensors[f"average/{name}"] = average[name].contiguous()
-        for moment, value in _owner(optimisers, parameter).state[parameter].items():
-            tensors[f"{moment}/{name}"] = torch.as_tensor(value).contiguous()
-    # the iteration travels inside the tensor file, so that no crash can part the two
-    temporary = folder / "state.safetensors.tmp"
-    save_file(tensors, temporary, metadata={"iteration": str(iteration), "seconds": str(seconds)})
-    os.replace(temporary, folder / "state.safetensors")
-    state = {
-        "part": part.name,
-        "seed": seed,
-        "iteration": iteration,
-        "seconds": round(seconds, 1),
-        "schedule": asdict(schedule),
-        "torch": torch.__version__,
-    }
-    (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-
-
-def _resume(
-    folder: Path,
-    part: Part,
-    seed: int,
-    parameters: Mapping[str, nn.Parameter],
-    average: Mapping[str, Tensor],
-    optimisers: Sequence[torch.optim.Optimizer],
-) -> tuple[int, float]:
-    if not (folder / "state.safetensors").exists():
-        return 0, 0.0
-    state = json.loads((folder / "state.json").read_text())
-    if (state["part"], state["seed"]) != (part.name, seed):
-        raise UsageError(
-            f"{folder} holds a run of {state['part']!r} with seed {state['seed']}, not of "
-            f"{part.name!r} with seed {seed}: name another folder with --runs"
-        )
-    from safetensors import safe_open
-
-    with safe_open(folder / "state.safetensors", framework="pt") as file:
-        metadata = file.metadata()
-    tensors = load_file(folder / "state.safetensors")
-    _copy(
-        {k.split("/", 1)[1]: v for k, v in tensors.items() if k.startswith("weight/")}, parameters
-    )
-    _copy({k.split("/", 1)[1]: v for k, v in tensors.items() if k.startswith("average/")}, average)
-    for name, parameter in parameters.items():
-        owner = _owner(optimisers, parameter)
-        known = _ADAM_STATE if isinstance(owner, torch.optim.AdamW) else _MUON_STATE
-        found = {m: tensors[f"{m}/{name}"].clone() for m in known if f"{m}/{name}" in tensors}
-        if found:
-            owner.state[parameter] = found
-    return int(metadata["iteration"]), float(metadata["seconds"])
-
-
 def _write_log(log: TextIO, iteration: int, seconds: float, **figures: float) -> None:
     record = {"iteration": iteration, "seconds": round(seconds, 1)}
     record |= {name: float(f"{value:.6g}") for name, value in figures.items()}
     print(json.dumps(record), file=log, flush=True)
-
-
-def _text(figures: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
