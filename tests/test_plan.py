@@ -146,9 +146,9 @@ def test_malformed_text_is_refused(text: str, named: str) -> None:
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("", "cannot be read"),
-        ("{", "cannot be read"),
-        pytest.param("[" * 100_000, "cannot be read", id="deeply nested"),
+        ("", "can't be read"),
+        ("{", "can't be read"),
+        pytest.param("[" * 100_000, "can't be read", id="deeply nested"),
         ('["bf16"]', "got list"),
         ("null", "got NoneType"),
         ('{"levels": ["bf16"]}', "the fields ['levels']"),
@@ -170,7 +170,7 @@ def test_malformed_text_is_refused(text: str, named: str) -> None:
                 ('{"scheduler": "S", "sigmas": 1, "timesteps": null}', "are lists or null"),
                 ('{"scheduler": 1, "sigmas": [1], "timesteps": null}', "scheduler's class, got 1"),
                 ('{"scheduler": "S", "sigmas": null, "timesteps": null}', "got neither"),
-                ('{"scheduler": "S", "sigmas": [NaN], "timesteps": null}', "finite numbers"),
+                ('{"scheduler": "S", "sigmas": [NaN], "timesteps": null}', "no number of JSON"),
                 ('{"scheduler": "S", "sigmas": ["1"], "timesteps": null}', "finite numbers"),
                 ('{"scheduler": "S", "sigmas": [1, 0], "timesteps": null}', "1 steps, its sch"),
             )

@@ -12,6 +12,7 @@ from itertools import accumulate, groupby
 from typing import Any
 
 from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.files import parse_json
 
 MAX_STEPS = 10_000  # turns a typing error such as `w4a4*10000000000` into a message, not a crash
 _SCHEMA_VERSION = 1
@@ -186,12 +187,7 @@ class PrecisionPlan:
         Raises `UsageError` for anything else: malformed JSON, another schema version, a field that
         is missing, unknown or written twice.
         """
-        try:
-            content = json.loads(text, object_pairs_hook=_unique_fields)
-        except UsageError:
-            raise
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f"a plan's JSON cannot be read: {error}") from error
+        content = parse_json(text, "a plan's JSON")
         fields = set(content) if isinstance(content, dict) else None
         if fields is None or fields - {"schedule"} != {"levels", "schema_version"}:
             found = type(content).__name__ if fields is None else f"the fields {sorted(fields)}"
@@ -265,10 +261,3 @@ def _read_schedule(content: Any) -> PlanSchedule:
 def _check_steps(steps: int) -> None:
     if not 1 <= steps <= MAX_STEPS:
         raise UsageError(f"a plan has 1 to {MAX_STEPS} steps, got {steps}")
-
-
-def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        raise UsageError(f"a plan's JSON has a field twice: {[name for name, _ in pairs]}")
-    return content

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 from tmpdiff_bench.errors import UsageError
 
@@ -86,9 +85,10 @@ def holm(p_values: ArrayLike) -> Floats:
     [0.03, 0.06, 0.06]
     """
     p = np.array(p_values, dtype=np.float64)
-    tested = ~np.isnan(p)
-    if tested.any():
-        p[tested] = multipletests(p[tested], method="holm")[1]
+    order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]
+    # statsmodels' multipletests is the same, and collects garbage at every call: 0.3 s beside torch
+    stepped = np.minimum(p[order] * np.arange(len(order), 0, -1), 1)
+    p[order] = np.maximum.accumulate(stepped)
     return p
 
 

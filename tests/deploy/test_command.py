@@ -130,7 +130,7 @@ def test_times_are_a_speedup_only_where_nothing_is_emulated(
             "did you mean 'guidance_scale'",
         ),
         (["apply", "PLAN", "--prompt", "x", "--out", "no/such/a.png"], "can't be written"),
-        (["apply", "CUT", "--prompt", "x", "--out", "a.png"], "a plan's JSON cannot be read"),
+        (["apply", "CUT", "--prompt", "x", "--out", "a.png"], "a plan's JSON can't be read"),
         (["apply", "MORE", "--prompt", "x", "--out", "a.png"], "got the fields ['levels', 'note'"),
         (["export", "PLAN", "--format", "comma", "--out", "/"], "no file that can be written"),
         (["export", "PLAN", "--format", "comma", "--out", "a" * 300], "File name too long"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Sequence
@@ -43,10 +44,14 @@ def at_once(pipes: Sequence[Any], times: int = 3) -> list[list[Tensor]]:
 
 
 def sharing(pipe: Any, scheduler: Any = None) -> Any:
-    """Another pipeline of the same modules."""
-    own = {
-        "scheduler": scheduler or FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)
-    }
+    """Another pipeline of the same modules; its tokenizers are its own, as they keep the padding of
+    a call and can't serve two threads.
+    """
+    parts = pipe.components.items()
+    own = {name: copy.deepcopy(part) for name, part in parts if name.startswith("tokenizer")}
+    own["scheduler"] = scheduler or FlowMatchEulerDiscreteScheduler.from_config(
+        pipe.scheduler.config
+    )
     other = StableDiffusion3Pipeline(**{**pipe.components, **own})
     other.set_progress_bar_config(disable=True)
     _BUILT[other] = TINY["StableDiffusion3Pipeline"]

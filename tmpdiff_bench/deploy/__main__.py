@@ -14,6 +14,7 @@ from tmpdiff_bench.commands import ArgumentParser, finite_float, positive_int, r
 from tmpdiff_bench.deploy.formats import FORMATS, export, from_comma
 from tmpdiff_bench.deploy.policy import StepPolicy
 from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.files import read_text
 from tmpdiff_bench.options import add_options, experiment, given, levels, values
 from tmpdiff_bench.plan import PlanSchedule, PrecisionPlan
 
@@ -175,7 +176,7 @@ def _projected(plan: PrecisionPlan, high: str, folder: Path, costs: str) -> Prec
 
 
 def _import(options: argparse.Namespace) -> None:
-    text = _read(options.file)
+    text = read_text(options.file)
     if text.lstrip().startswith("{"):
         if options.steps is None or options.levels is None:
             raise UsageError("a policy names neither steps nor levels: give --steps and --levels")
@@ -198,18 +199,11 @@ def _import(options: argparse.Namespace) -> None:
 
 
 def _read_plan(path: Path) -> PrecisionPlan:
-    text = _read(path)
+    text = read_text(path)
     try:
         return PrecisionPlan.from_json(text)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} can't be read: {error}") from error
 
 
 def _writable(path: Path) -> None:

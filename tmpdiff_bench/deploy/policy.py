@@ -15,6 +15,7 @@ from itertools import groupby
 from typing import Any, Literal, get_args
 
 from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.files import parse_json
 from tmpdiff_bench.plan import PrecisionPlan
 
 Mode = Literal["a16", "native"]
@@ -109,13 +110,7 @@ class StepPolicy:
         Raises:
             UsageError: a field is missing, unknown, given twice, of another type or value.
         """
-        try:
-            content = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-        except UsageError:
-            raise
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f"a step policy's JSON cannot be read: {error}") from error
-        policy = _descend(content)
+        policy = _descend(parse_json(text, "a step policy's JSON"))
         if set(policy) != _FIELDS:
             missing, strange = sorted(_FIELDS - set(policy)), sorted(set(policy) - _FIELDS)
             raise UsageError(f"a step policy lacks {missing} and has the unknown fields {strange}")
@@ -169,14 +164,3 @@ def _check_count(name: str, count: object) -> None:
 def _check_mode(name: str, mode: object) -> None:
     if mode not in get_args(Mode):
         raise UsageError(f"a step policy's {name!r} is {mode!r}: {HIGH!r} or {LOW!r} is needed")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        raise UsageError(f"a step policy has a field twice: {[name for name, _ in pairs]}")
-    return content
-
-
-def _no_constant(name: str) -> Any:
-    raise UsageError(f"a step policy's JSON cannot be read: {name} is no number of JSON")

@@ -7,6 +7,7 @@ without the model. Nothing in it is pickled, and every file is checked by its sh
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.files import read_manifest
 from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.store import read_verified, write_atomically
 
@@ -111,7 +113,11 @@ class Recording:
                 place outside the folder, or differs from its digest.
         """
         folder = Path(folder)
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(
+            folder,
+            absent=f"no recording: there is no {_MANIFEST} in it",
+            schema_version=SCHEMA_VERSION,
+        )
         try:
             contents = {
                 name: read_verified(folder, name, digest)
@@ -119,7 +125,7 @@ class Recording:
             }
             arrays = load(contents["latents.safetensors"])
             pictures = load(contents["pictures.safetensors"])
-            table = pd.read_parquet(_buffer(contents["table.parquet"]))
+            table = pd.read_parquet(io.BytesIO(contents["table.parquet"]))
             return cls(
                 levels=tuple(manifest["levels"]),
                 steps=manifest["steps"],
@@ -149,25 +155,3 @@ def call_words(arguments: Mapping[str, Any]) -> str:
     """
     words = [f"{k} {v:g}" if isinstance(v, float) else f"{k} {v!r}" for k, v in arguments.items()]
     return ", ".join(words) or "the pipeline's own defaults"
-
-
-def _buffer(content: bytes) -> Any:
-    import io
-
-    return io.BytesIO(content)
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / _MANIFEST
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{folder} holds no recording: there is no {_MANIFEST} in it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UsageError(f"{path} can't be read: {error}") from error
-    version = manifest.get("schema_version") if isinstance(manifest, Mapping) else None
-    if version != SCHEMA_VERSION:
-        raise UsageError(
-            f"{path} has schema version {version}; this library reads version {SCHEMA_VERSION}"
-        )
-    return manifest

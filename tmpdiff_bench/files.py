@@ -1,0 +1,55 @@
+"""Reading what users hand over: text files and JSON. Whatever is wrong is one `UsageError`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tmpdiff_bench.errors import UsageError
+
+
+def read_text(path: Path, what: str = "") -> str:
+    """A text file; `what` names its kind in errors."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{what} {path} can't be read: {error}".lstrip()) from error
+
+
+def parse_json(text: str, what: str) -> Any:
+    """Strict JSON: no field twice, no NaN or infinity; `what` it is of, such as "a plan's JSON"."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) != len(pairs):
+            raise UsageError(f"{what} has a field twice: {[name for name, _ in pairs]}")
+        return content
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no number of JSON")
+
+    try:
+        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+    except UsageError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{what} can't be read: {error}") from error
+
+
+def read_manifest(folder: Path, *, absent: str, **versions: int) -> dict[str, Any]:
+    """`manifest.json` of a folder, in which all `versions` are these. `absent` says what is not
+    there where it isn't.
+    """
+    path = folder / "manifest.json"
+    if not path.exists():
+        raise UsageError(f"{folder} holds {absent}")
+    found = parse_json(read_text(path), str(path))
+    told = found if isinstance(found, dict) else {}
+    for name, wanted in versions.items():
+        if told.get(name) != wanted:
+            raise UsageError(
+                f"{path} has {name.replace('_', ' ')} {told.get(name)}, this library reads "
+                f"{wanted}: make it again with this library, or read it with the one that made it"
+            )
+    return told
