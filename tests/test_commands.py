@@ -115,7 +115,7 @@ def test_good_arguments_are_read() -> None:
     [("a,,b", "'a,,b' is not a list of names"), ("a,b,a", "'a,b,a' names a more than once")],
 )
 def test_lists_of_names_are_checked(text: str, message: str) -> None:
-    assert commands.names("a, b") == ["a", "b"]
+    assert commands.names("a, b") == ("a", "b")
     with pytest.raises(argparse.ArgumentTypeError, match=message):
         commands.names(text)
 

@@ -100,9 +100,9 @@ def finite_float(text: str) -> float:
     return value
 
 
-def names(text: str) -> list[str]:
+def names(text: str) -> tuple[str, ...]:
     """The argument type of lists of names, such as a,b: each given once."""
-    found = [name.strip() for name in text.split(",")]
+    found = tuple(name.strip() for name in text.split(","))
     if not all(found):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of names, such as a,b")
     if repeated := next((name for name in found if found.count(name) > 1), None):

@@ -9,7 +9,7 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
-from tmpdiff_bench.commands import positive_int, seed
+from tmpdiff_bench.commands import names, positive_int, seed
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.experiment import DTYPES, Experiment, option_of
 from tmpdiff_bench.plan import PrecisionPlan
@@ -17,19 +17,11 @@ from tmpdiff_bench.plan import PrecisionPlan
 
 def levels(text: str) -> tuple[str, ...]:
     """The argument type of `--levels`."""
-    names = tuple(name.strip() for name in text.split(","))
-    if len(names) < 2 or not all(names):
+    found = tuple(name.strip() for name in text.split(","))
+    if len(found) < 2 or not all(found):
         raise argparse.ArgumentTypeError(
             f"{text!r} is not the reference and at least one low level, such as fp32,w4a4"
         )
-    return names
-
-
-def names(text: str) -> tuple[str, ...]:
-    """The argument type of lists of names, with commas."""
-    found = tuple(name.strip() for name in text.split(","))
-    if not all(found):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of names, such as a,b")
     return found
 
 

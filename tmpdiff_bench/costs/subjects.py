@@ -17,7 +17,7 @@ from tmpdiff_bench.levels import LevelBank
 from tmpdiff_bench.noise import generator_seed
 from tmpdiff_bench.pipelines import check_device, denoisers, load_pipeline, quantized_layers
 from tmpdiff_bench.pipelines.calls import Call, check_call, read_argument, refusing
-from tmpdiff_bench.pipelines.loop import Passing, Run, directed
+from tmpdiff_bench.pipelines.loop import Director, Run, directed
 from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.trajectory.engine import level_banks
 from tmpdiff_bench.zoo.prompts import mixed_prompts
@@ -76,7 +76,7 @@ class _DoneError(Exception):
     """Ends a call after its last step."""
 
 
-class _Timed(Passing):
+class _Timed(Director):
     """Directs one run along a plan, and ends it after the last step."""
 
     def __init__(

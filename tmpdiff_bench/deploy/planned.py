@@ -10,7 +10,7 @@ from typing import Any
 
 from tmpdiff_bench.deploy.current import CurrentLevels
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.pipelines.loop import Passing, Run, directed
+from tmpdiff_bench.pipelines.loop import Director, Run, directed
 from tmpdiff_bench.pipelines.schedule import Schedule
 from tmpdiff_bench.plan import PlanSchedule, PrecisionPlan
 
@@ -60,7 +60,7 @@ class Planned:
             warnings.warn(f"the plan was made for other noise levels: {difference}", stacklevel=2)
 
 
-class _PlannedRun(Passing):
+class _PlannedRun(Director):
     """Directs one run: every call of a denoiser at the level of its step."""
 
     def __init__(self, planned: Planned) -> None:

@@ -18,7 +18,7 @@ import threading
 import types
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
@@ -60,41 +60,24 @@ def denoisers(pipe: Any) -> dict[str, nn.Module]:
     return there
 
 
-class Director(Protocol):
-    """What is told of a run, and decides on its calls. `step` counts from 0; it is None before the
-    first call of a denoiser, and again after the last step.
+class Director:
+    """What is told of a run, and decides on its calls: here they run as they are. `step` counts
+    from 0; it is None before the first call of a denoiser, and again after the last step.
     """
 
     def begin(self, schedule: Schedule) -> None:
         """Timesteps have been set; nothing has been denoised yet."""
-        ...
 
     def denoise(self, place: str, step: int, run: Run, args: Any, kwargs: Any) -> Any:
         """The denoiser at `place` is called; `run(*args, **kwargs)` is its own output."""
-        ...
+        return run(*args, **kwargs)
 
     def component(self, name: str, step: int | None, run: Run, args: Any, kwargs: Any) -> Any:
         """Anything else of the pipeline is called: text encoders, VAE encoder, ControlNet."""
-        ...
+        return run(*args, **kwargs)
 
     def advance(self, step: int, last: bool, run: Run, args: Any, kwargs: Any) -> Any:
         """`scheduler.step` is called; `last` of those that belong to the step."""
-        ...
-
-
-class Passing:
-    """A director that lets everything run as it is, for others to change."""
-
-    def begin(self, schedule: Schedule) -> None:
-        pass
-
-    def denoise(self, place: str, step: int, run: Run, args: Any, kwargs: Any) -> Any:
-        return run(*args, **kwargs)
-
-    def component(self, name: str, step: int | None, run: Run, args: Any, kwargs: Any) -> Any:
-        return run(*args, **kwargs)
-
-    def advance(self, step: int, last: bool, run: Run, args: Any, kwargs: Any) -> Any:
         return run(*args, **kwargs)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.pipelines.loop import Run
+from tmpdiff_bench.pipelines.loop import Director, Run
 from tmpdiff_bench.pipelines.schedule import Schedule
 from tmpdiff_bench.plan import PrecisionPlan
 
@@ -72,7 +72,7 @@ class EncodedError(Exception):
     """Ends a run at the first call of its denoiser."""
 
 
-class Encoding:
+class Encoding(Director):
     """Directs what comes before the loop, which ends the run: what `memo` does not have is run and
     remembered. `came_to` is the call that the loop begins with, and `returned`, if that is to be
     known as well (`further`), what it returns.
@@ -88,9 +88,6 @@ class Encoding:
     def started(self) -> bool:
         """Whether the run has come to its loop."""
         return self.came_to is not None
-
-    def begin(self, schedule: Schedule) -> None:
-        pass
 
     def component(self, name: str, step: int | None, run: Run, args: Any, kwargs: Any) -> Any:
         if self._inside:  # a part of what is remembered as a whole
@@ -109,9 +106,6 @@ class Encoding:
         if self._further:
             self.returned = self.came_to.output()
         raise EncodedError
-
-    def advance(self, step: int, last: bool, run: Run, args: Any, kwargs: Any) -> Any:
-        return run(*args, **kwargs)
 
     def _before(self, name: str, run: Run, args: Any, kwargs: Any) -> Any:
         """A call before the loop."""

@@ -6,6 +6,7 @@ For all but sd3 the denoiser trains alone: their text encoders come trained, fro
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +92,7 @@ def diffused(
     return timestep, signal * latents + spread * noise, signal * noise - spread * latents
 
 
-def zero_gates(norms: list[nn.Module], transformer: nn.Module) -> None:
+def zero_gates(norms: Iterable[Any], transformer: Any) -> None:
     """adaLN-zero: every block starts as the identity (Peebles & Xie 2023)."""
     for norm in norms:
         nn.init.zeros_(norm.linear.weight)
