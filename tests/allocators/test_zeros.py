@@ -88,6 +88,15 @@ def test_forms_with_deviations_that_cancel(problem: AllocationProblem) -> None:
         assert found.error == found.predicted_error == found.lower_bound == 0
 
 
+def test_zero_is_zero_though_the_form_is_scaled() -> None:
+    """Divided by their largest, 12, these entries are rounded."""
+    vectors = np.zeros((2, 5, 3), dtype=np.int64)
+    vectors[0, :4] = [[0, 0, 1], [2, -2, -2], [0, 0, 0], [0, 1, 0]]
+    vectors[1, 2:] = [[0, 0, 1], [0, 0, 1], [-2, 1, 0]]
+    found = gram(cancelling(vectors, np.tile([4.0, 2.0, 1.0], (5, 1)), 9.0))
+    assert found.error == found.predicted_error == found.lower_bound == 0
+
+
 @given(cancellations())
 @settings(max_examples=60, deadline=None)
 def test_bounds_alone_know_zero(problem: AllocationProblem) -> None:

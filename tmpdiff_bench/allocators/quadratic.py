@@ -103,12 +103,19 @@ def least_quadratic(
     for choice in (tuple(costs.argmin(axis=0).tolist()), (0,) * steps, *starts):
         search.offer(choice)
     definite = len(gram) == 0 or np.linalg.eigvalsh(gram)[0] >= -_NOTHING
+
+    def solution(bound: float, nodes: int) -> Solution:
+        if definite and search.value <= steps * np.finfo(float).eps:  # left by the scaling
+            return Solution(search.choice, 0.0, 0.0, nodes)
+        value, bound = search.value * scale, min(bound, search.value) * scale
+        return Solution(search.choice, value, bound, nodes)
+
     if definite and search.value <= _NOTHING:
         return Solution(search.choice, 0.0, 0.0, 0)
     everything = np.ones(costs.shape, dtype=np.bool_)
     if plans_in(everything) <= min(max_plans, _AT_ONCE):
         search.try_all(everything)
-        return Solution(search.choice, search.value * scale, search.value * scale, 0)
+        return solution(search.value, 0)
     if weights is None:
         weights = Weights.start(len(gram), len(pairs_of_steps(steps, len(gram))[0]))
     if rounds is None:
@@ -118,7 +125,7 @@ def least_quadratic(
     if bound < search.goal and plans_in(root.mask) <= max_plans:
         search.try_all(root.mask)
         bound = search.value
-    return Solution(search.choice, search.value * scale, min(bound, search.value) * scale, nodes)
+    return solution(bound, nodes)
 
 
 class _Incumbent:

@@ -1,31 +1,40 @@
-"""All prompt sets by name."""
+"""All prompt sets by name: those that ship, published ones, and a user's own."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 from tmpdiff_bench.errors import UsageError, unknown
-from tmpdiff_bench.prompts.base import PromptSource
-from tmpdiff_bench.prompts.coco import COCO
-from tmpdiff_bench.prompts.drawbench import DRAWBENCH
+from tmpdiff_bench.prompts.base import Prompts, PromptSource
 from tmpdiff_bench.prompts.files import OwnPrompts
-from tmpdiff_bench.prompts.mjhq import MJHQ
-from tmpdiff_bench.prompts.partiprompts import PARTIPROMPTS
-from tmpdiff_bench.prompts.scenes import ScenesPrompts
-from tmpdiff_bench.prompts.sdci import SDCI
-from tmpdiff_bench.zoo.prompts import PROMPT_SETS
+from tmpdiff_bench.prompts.published import PUBLISHED
+from tmpdiff_bench.zoo.prompts import PROMPT_SETS, SPLITS, load_prompts, prompts_in_turn
 
 DEFAULT_SET = "scenes"
-_ALL: tuple[PromptSource, ...] = (
-    ScenesPrompts(DEFAULT_SET, mixed=True),
-    *(ScenesPrompts(name) for name in PROMPT_SETS),
-    MJHQ,
-    SDCI,
-    COCO,
-    PARTIPROMPTS,
-    DRAWBENCH,
-)
-SOURCES = {source.name: source for source in _ALL}
+
+
+@dataclass(frozen=True)
+class ScenesPrompts:
+    """Captions that no model was trained on: one set of Scenes, or, under the name of the default
+    set, all three, taken from in turn.
+    """
+
+    name: str
+    default_count: int | None = 16
+
+    def load(self) -> Prompts:
+        """Read the Parquet files that ship."""
+        mixed = self.name == DEFAULT_SET
+        tables = [prompts_in_turn(s) if mixed else load_prompts(self.name, s) for s in SPLITS]
+        origin = {"source": "ships with tmpdiff_bench", "licence": "Apache-2.0"}
+        return Prompts(self.name, pd.concat(tables, ignore_index=True), origin)
+
+
+_SCENES = map(ScenesPrompts, (DEFAULT_SET, *PROMPT_SETS))
+SOURCES: dict[str, PromptSource] = {source.name: source for source in (*_SCENES, *PUBLISHED)}
 
 
 def prompt_source(name: str | None = None, own: Any = None) -> PromptSource:

@@ -27,7 +27,6 @@ from tmpdiff_bench.zoo.scenes import (
 LANGUAGES = ("en", "de", "es")
 LANGUAGE_SHARES = (0.5, 0.25, 0.25)
 KINDS = ("attributes", "places", "relations", "counts")
-RELATIONS = ("left", "right", "above", "below")
 _RESERVED_SHARE = 16  # one requirement in this many is kept from training
 
 

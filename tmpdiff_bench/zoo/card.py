@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -44,12 +42,6 @@ def sample_grid(images: Tensor, prompts: Sequence[str], path: Path, *, columns: 
         axis.set_title("\n".join(textwrap.wrap(prompt, 26)), fontsize=7, y=-0.05, va="top")
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
-
-
-def read_run(run: Path) -> dict[str, Any]:
-    """`state.json` of a training run."""
-    state: dict[str, Any] = json.loads((run / "state.json").read_text(encoding="utf-8"))
-    return state
 
 
 def figures_table(figures: Mapping[str, object]) -> str:

@@ -39,7 +39,7 @@ class VaePart:
         torch.manual_seed(seed)
         self.vae = build_vae()
         self.modules = nn.ModuleDict({"vae": self.vae})
-        self._batch, self._seed = batch, seed
+        self._batch = batch
         validation = render(sample_scenes(512, seed=seed, split="validation"))
         self._validation = torch.from_numpy(validation) * 2 - 1
 
