@@ -12,12 +12,13 @@ OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Lint, formatting, types and tests; arguments after -- go to pytest."""
+    """Lint, formatting, types and tests, in two processes; arguments after -- go to pytest."""
     session.install("-c", "constraints.txt", "-e", ".[dev]")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")
-    session.run("pytest", *session.posargs, env=OFFLINE)
+    alone = {**OFFLINE, "OMP_NUM_THREADS": "1"}  # two processes of two threads would wait for cores
+    session.run("pytest", "-n", "2", "--dist", "loadfile", *session.posargs, env=alone)
 
 
 @nox.session

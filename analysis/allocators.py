@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.base import FigureFile, Made, Reports, Script, Table, TableFile
-from analysis.chaos import CHAOTIC, UNCHOSEN
+from analysis.base import FigureFile, Made, Reports, Script, TableFile
 from analysis.every_plan import LEVELS, EveryPlan, all_plans, load_every_plan
-from analysis.marks import mark
-from analysis.suite_data import allocator_label
-from tmpdiff_bench.additivity.style import Drawing, canvas, house_style
+from analysis.suite_data import CHAOTIC, UNCHOSEN, allocator_label, mark
 from tmpdiff_bench.allocators import ALLOCATORS, Allocation, AllocationProblem, regret
 from tmpdiff_bench.commands import run
 from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.problems import RelativeCosts
+from tmpdiff_bench.problems.costs import with_reference
+from tmpdiff_bench.report.style import Drawing, canvas, house_style
+from tmpdiff_bench.report.tables import Table
 
 COSTS = RelativeCosts("bit-proportional", {"fp32": 1.0, "w8a8": 0.5, "w4a4": 0.25})
 SPEEDUPS = (1.5, 2.0, 2.5, 3.0)
@@ -34,10 +34,8 @@ SHOWN = 2.5  # the speedup of the figure
 def tabulated(data: EveryPlan, speedup: float) -> AllocationProblem:
     """The problem whose errors are looked up in the table of all plans."""
     errors = dict(zip(all_plans(data.steps), data.errors.mean(axis=0).tolist(), strict=True))
-    singles = np.zeros((data.steps, len(LEVELS)))
-    for step in range(data.steps):
-        for index, level in enumerate(LEVELS[1:], 1):
-            singles[step, index] = errors[PrecisionPlan.single(LEVELS[0], level, step, data.steps)]
+    plans = PrecisionPlan.singles(LEVELS, data.steps)
+    singles = with_reference([errors[plan] for plan in plans], data.steps)
     return AllocationProblem.for_speedup(
         speedup,
         levels=LEVELS,

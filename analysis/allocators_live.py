@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import pandas as pd
 
 from analysis.allocators import COSTS
-from analysis.base import Made, Reports, Script, Table, TableFile
-from analysis.chaos import CHAOTIC, UNCHOSEN
+from analysis.base import Made, Reports, Script, TableFile
+from analysis.suite_data import CHAOTIC, UNCHOSEN
 from tmpdiff_bench.commands import run
+from tmpdiff_bench.report.tables import Table
 
 KEY = ("speedup asked", "allocator")
 

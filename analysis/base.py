@@ -16,20 +16,13 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.provenance import ROOT, provenance
-from tmpdiff_bench.additivity.style import Drawing
-from tmpdiff_bench.additivity.tables import Table as PlainTable
 from tmpdiff_bench.commands import ArgumentParser
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.store import write_atomically
+from tmpdiff_bench.report.pages import figure_files, table_files, write_files
+from tmpdiff_bench.report.style import Drawing
+from tmpdiff_bench.report.tables import Table
 
 TABLE_SUFFIXES, FIGURE_SUFFIXES = (".csv", ".md", ".tex"), (".svg", ".png")
-
-
-@dataclass(frozen=True, eq=False)
-class Table(PlainTable):
-    """A table whose `caption` says how to read it."""
-
-    caption: str
 
 
 @dataclass(frozen=True)
@@ -151,10 +144,7 @@ class Script:
             stem = next(iter(files)).rpartition(".")[0]
             text = json.dumps({**about, **origin}, indent=1, ensure_ascii=False)
             files[f"{stem}.prov.json"] = f"{text}\n".encode()
-            for name, data in files.items():
-                path = folder / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(path, data)
+            write_files(folder, files)
         if missing := self.missing(folder):
             raise AssertionError(f"{self.name} declares, and did not make, {missing[0]}")
         return [item for item, _ in made]
@@ -178,15 +168,4 @@ class Script:
 
 def contents(item: Made) -> dict[str, bytes]:
     """Files of a table or figure, by name below the reports folder."""
-    if isinstance(item, Drawing):
-        return {
-            f"figures/{item.name}.svg": item.to_bytes("svg"),
-            f"figures/{item.name}.png": item.to_bytes("png"),
-        }
-    texts = (
-        item.to_csv(),
-        f"{item.title}. {item.caption}\n\n{item.to_markdown()}",
-        item.to_latex(),
-    )
-    names = TableFile(item.name, ()).files
-    return {name: text.encode() for name, text in zip(names, texts, strict=True)}
+    return figure_files([item]) if isinstance(item, Drawing) else table_files([item])

@@ -8,9 +8,9 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
 from analysis.base import FigureFile, Made, Reports, Script
-from tmpdiff_bench.additivity.style import Drawing, canvas, house_style, level_colours
 from tmpdiff_bench.commands import run
 from tmpdiff_bench.costs import load_costs
+from tmpdiff_bench.report.style import Drawing, canvas, house_style, level_colours
 
 MODELS = ("sd3", "flux", "pixart", "sdxl")
 HARDWARE = ("rtx5090", "rtx4090", "b200", "h200", "h100", "a100")  # from the bottom up

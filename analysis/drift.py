@@ -6,11 +6,10 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from analysis.base import Made, Reports, Script, Table, TableFile
-from analysis.chaos import DESIGNED
-from analysis.suite_data import INPUTS, results
-from tmpdiff_bench.additivity.wording import percent
+from analysis.base import Made, Reports, Script, TableFile
+from analysis.suite_data import DESIGNED, INPUTS, results
 from tmpdiff_bench.commands import run
+from tmpdiff_bench.report.tables import Table, percent
 
 KEYS = ("model", "prompt_set", "steps", "condition", "plan")
 INTERPRETED = 0.1  # of a single-step error: below it drift is no part of what is interpreted

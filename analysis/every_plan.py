@@ -32,7 +32,7 @@ from tmpdiff_bench.pipelines import LoadedModel, load_pipeline
 from tmpdiff_bench.pipelines.calls import Call
 from tmpdiff_bench.plan import PrecisionPlan, nodes_per_step
 from tmpdiff_bench.problems import LiveError
-from tmpdiff_bench.problems.live import mean_products
+from tmpdiff_bench.problems.costs import mean_products
 from tmpdiff_bench.store import write_atomically
 from tmpdiff_bench.trajectory import PrefixEngine, Workload
 from tmpdiff_bench.trajectory.engine import level_banks
@@ -99,11 +99,7 @@ def measure(path: Path, steps: int, index: int) -> None:
         each = zip(nodes_per_step(plans), error.engine.nfe_per_step, strict=True)
         bar.total = sum(nodes * nfe for nodes, nfe in each)
         errors = error.samples(plans)[:, 0]
-    singles = [
-        PrecisionPlan.single(LEVELS[0], level, step, steps)
-        for level in LEVELS[1:]
-        for step in range(steps)
-    ]
+    singles = PrecisionPlan.singles(LEVELS, steps)
     deviations = error.deviations(singles).flatten(1).numpy()
     about = {
         "key": key,

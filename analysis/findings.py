@@ -9,10 +9,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.rivals import p_words
-from analysis.statistics import ALPHA
-from analysis.suite_data import ALL, BEST, RIVALS, allocator_label
+from analysis.suite_data import ALL, ALPHA, BEST, RIVALS, allocator_label
 from analysis.transfer import KINDS
-from tmpdiff_bench.additivity.wording import enumerate_words, interval, number, percent
+from tmpdiff_bench.report.tables import enumerate_words, interval, number, percent
 from tmpdiff_bench.statistics import Interval
 
 Row = Mapping[str, Any]
@@ -31,11 +30,6 @@ def records(frame: pd.DataFrame, **wanted: Any) -> list[dict[str, Any]]:
         frame = frame[frame[name] == value]
     rows: list[dict[str, Any]] = frame.to_dict("records")
     return rows
-
-
-def ends(row: Row, name: str) -> Interval:
-    """An interval of a table's three columns."""
-    return Interval(row[name], row[f"{name}_low"], row[f"{name}_high"])
 
 
 def whole(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
@@ -76,7 +70,7 @@ def on_regret(frame: pd.DataFrame) -> Iterator[str]:
     if not rows:
         return
     told = [
-        f"{allocator_label(row['allocator'])} {interval(ends(row, 'regret'), percent)} "
+        f"{allocator_label(row['allocator'])} {interval(Interval.of(row, 'regret'), percent)} "
         f"after {row['evaluations']:.0f}"
         for row in rows
     ]
@@ -109,7 +103,7 @@ def on_rivals(frame: pd.DataFrame) -> Iterator[str]:
             continue
         counts = each["outcome"].value_counts()
         told = [
-            f"{interval(ends(row, 'ratio'))} at {row['steps']} steps with {row['levels']} "
+            f"{interval(Interval.of(row, 'ratio'))} at {row['steps']} steps with {row['levels']} "
             f"({row['outcome']}, p {p_words(row['p_holm'])})"
             for row in records(whole(rows, "model"))
         ]
@@ -176,9 +170,10 @@ def on_transfer(frame: pd.DataFrame) -> Iterator[str]:
     for row in records(whole(frame, "model", "allocator")):
         sure = "significant" if row["p_holm"] < ALPHA else "not significant"
         yield (
-            f"A plan from {KINDS.get(row['kind'], row['kind'])} has {interval(ends(row, 'ratio'))} "
-            f"times the error of the plan allocated in place ({sure}, p {p_words(row['p_holm'])}); "
-            f"{percent(row['same_plan'])} of them are the same plan."
+            f"A plan from {KINDS.get(row['kind'], row['kind'])} has "
+            f"{interval(Interval.of(row, 'ratio'))} times the error of the plan allocated in place "
+            f"({sure}, p {p_words(row['p_holm'])}); {percent(row['same_plan'])} of them are the "
+            "same plan."
         )
 
 
@@ -206,8 +201,8 @@ def on_quality(frame: pd.DataFrame) -> Iterator[str]:
     for model, group in rows.groupby("model", sort=False):
         first = group.iloc[0]
         yield (
-            f"The reference of {model} has {interval(ends(first, 'mean'))} of the objects as asked "
-            f"at {first['steps']} steps."
+            f"The reference of {model} has {interval(Interval.of(first, 'mean'))} of the objects "
+            f"as asked at {first['steps']} steps."
         )
 
 

@@ -6,19 +6,19 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from analysis.base import Made, Reports, Script, Table, TableFile
-from analysis.chaos import DESIGNED
-from analysis.statistics import mean_interval, ratio_interval
+from analysis.base import Made, Reports, Script, TableFile
 from analysis.suite_data import (
+    DESIGNED,
     INPUTS,
     against,
-    bounds,
     by_prompt,
     chosen_on_calibration,
+    mean_interval,
+    ratio_interval,
     results,
 )
-from tmpdiff_bench.additivity.wording import interval, number, percent
 from tmpdiff_bench.commands import run
+from tmpdiff_bench.report.tables import Table, interval, number, percent
 from tmpdiff_bench.statistics import Interval
 from tmpdiff_bench.suite import SuiteResults
 
@@ -54,7 +54,7 @@ def table(pairs: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             {
                 **dict(zip(KEYS, key, strict=True)),
-                **bounds(ratio, "ratio"),
+                **ratio.columns("ratio"),
                 "verdict": verdict(ratio),
                 "prompts": len(logs),
             }
@@ -71,9 +71,7 @@ def make(reports: Reports) -> Iterator[Made]:
             "steps": str(row["steps"]),
             "levels": row["levels"],
             "target": number(row["target_speedup"]),
-            "error / best other's": interval(
-                Interval(row["ratio"], row["ratio_low"], row["ratio_high"])
-            ),
+            "error / best other's": interval(Interval.of(row, "ratio")),
             "verdict": row["verdict"],
             "prompts": str(row["prompts"]),
         }

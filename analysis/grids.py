@@ -19,9 +19,9 @@ from analysis.suite_data import (
     chosen_on_calibration,
     results,
 )
-from tmpdiff_bench.additivity.style import WIDTH, Drawing, house_style
 from tmpdiff_bench.commands import run
 from tmpdiff_bench.prompts import prompt_source
+from tmpdiff_bench.report.style import WIDTH, Drawing, house_style
 from tmpdiff_bench.suite import SuiteResults, picture_name
 from tmpdiff_bench.suite.v1 import MODELS
 

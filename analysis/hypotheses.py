@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.base import Made, Reports, Script, Table, TableFile
-from analysis.chaos import DESIGNED
-from tmpdiff_bench.additivity.style import MAIN_METRIC
-from tmpdiff_bench.additivity.wording import interval, percent
+from analysis.base import Made, Reports, Script, TableFile
+from analysis.suite_data import DESIGNED
 from tmpdiff_bench.commands import run
+from tmpdiff_bench.report.style import MAIN_METRIC
+from tmpdiff_bench.report.tables import Table, interval, percent
 from tmpdiff_bench.statistics import Interval
 
 SUMMARIES = "additivity/*/summary.json"

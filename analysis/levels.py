@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from analysis.base import Made, Reports, Script, Table, TableFile, Tolerance
+from analysis.base import Made, Reports, Script, TableFile, Tolerance
 from tmpdiff_bench.commands import run
 from tmpdiff_bench.levels import FORMATS, quantize_dequantize
 from tmpdiff_bench.noise import generator_seed
 from tmpdiff_bench.pipelines import LoadedModel, load_pipeline, quantized_layers
 from tmpdiff_bench.pipelines.calls import Call
+from tmpdiff_bench.report.tables import Table
 from tmpdiff_bench.zoo.prompts import mixed_prompts
 
 STEPS = 20

@@ -9,10 +9,9 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
 from analysis.base import FigureFile, Made, Reports, Script
-from analysis.marks import mark
-from analysis.suite_data import ERROR, INPUTS, allocator_label, results
-from tmpdiff_bench.additivity.style import Drawing, canvas, house_style, log_axis
+from analysis.suite_data import ERROR, INPUTS, allocator_label, mark, results
 from tmpdiff_bench.commands import run
+from tmpdiff_bench.report.style import Drawing, canvas, house_style, log_axis
 from tmpdiff_bench.suite.v1 import MODELS
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.base import Made, Reports, Script, Table, TableFile
-from tmpdiff_bench.additivity.style import metric_label, predictor_label
+from analysis.base import Made, Reports, Script, TableFile
 from tmpdiff_bench.commands import run
+from tmpdiff_bench.report.style import metric_label, predictor_label
+from tmpdiff_bench.report.tables import Table
 
 SUMMARIES = "additivity/*/summary.json"
 KEYS = ("model", "metric", "predictor", "over")

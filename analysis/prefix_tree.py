@@ -15,10 +15,10 @@ from matplotlib.axes import Axes
 from analysis.base import FigureFile, Made, Reports, Script
 from tmpdiff_bench.additivity.design import JOINT_PLANS, joint_design
 from tmpdiff_bench.additivity.experiment import COMPLEMENTS, MIXED
-from tmpdiff_bench.additivity.style import Drawing, canvas, house_style, level_colours
 from tmpdiff_bench.commands import run
 from tmpdiff_bench.experiment import Experiment
 from tmpdiff_bench.plan import PrecisionPlan, nodes_per_step
+from tmpdiff_bench.report.style import Drawing, canvas, house_style, level_colours
 
 SMALL = ("fp32", "w4a4")
 STEPS = 6
@@ -27,11 +27,7 @@ Prefix = tuple[str, ...]
 
 def singles(levels: Sequence[str], steps: int) -> list[PrecisionPlan]:
     """The reference and all single plans."""
-    return [PrecisionPlan.uniform(levels[0], steps)] + [
-        PrecisionPlan.single(levels[0], level, step, steps)
-        for level in levels[1:]
-        for step in range(steps)
-    ]
+    return [PrecisionPlan.uniform(levels[0], steps), *PrecisionPlan.singles(levels, steps)]
 
 
 def draw_tree(ax: Axes, plans: Sequence[PrecisionPlan]) -> None:

@@ -7,18 +7,19 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from analysis.base import Made, Reports, Script, Table, TableFile
-from analysis.chaos import CHAOTIC, DESIGNED, UNCHOSEN
-from analysis.statistics import mean_interval
+from analysis.base import Made, Reports, Script, TableFile
 from analysis.suite_data import (
+    CHAOTIC,
+    DESIGNED,
     INPUTS,
+    UNCHOSEN,
     allocator_label,
-    bounds,
     by_prompt,
+    mean_interval,
     results,
 )
-from tmpdiff_bench.additivity.wording import interval, number
 from tmpdiff_bench.commands import run
+from tmpdiff_bench.report.tables import Table, interval, number
 from tmpdiff_bench.statistics import Interval
 
 KEYS = ("model", "steps", "levels", "target_speedup", "allocator", "metric")
@@ -50,7 +51,7 @@ def means(scores: pd.DataFrame) -> pd.DataFrame:
             {
                 **dict(zip(KEYS, key, strict=True)),
                 "speedup": group["speedup"].mean(),
-                **bounds(mean_interval(values, *RANGES.get(key[-1], ())), "mean"),
+                **mean_interval(values, *RANGES.get(key[-1], ())).columns("mean"),
                 "prompts": len(values),
             }
         )

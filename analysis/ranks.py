@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from analysis.base import FigureFile, Made, Reports, Script, Table, TableFile
-from analysis.chaos import DESIGNED
-from analysis.suite_data import INPUTS, REFERENCE, allocator_label, results
-from tmpdiff_bench.additivity.style import INK, MUTED, Drawing, canvas, house_style
+from analysis.base import FigureFile, Made, Reports, Script, TableFile
+from analysis.suite_data import DESIGNED, INPUTS, REFERENCE, allocator_label, results
 from tmpdiff_bench.commands import run
+from tmpdiff_bench.report.style import INK, MUTED, Drawing, canvas, house_style
+from tmpdiff_bench.report.tables import Table
 from tmpdiff_bench.suite import SuiteResults
 from tmpdiff_bench.suite.comparisons import ranks
 

@@ -7,14 +7,20 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from analysis.base import FigureFile, Made, Reports, Script, Table, TableFile
-from analysis.chaos import DESIGNED
-from analysis.marks import mark
-from analysis.statistics import mean_interval
-from analysis.suite_data import ALL, INPUTS, allocator_label, bounds, results, with_all
-from tmpdiff_bench.additivity.style import Drawing, canvas, house_style
-from tmpdiff_bench.additivity.wording import interval, percent
+from analysis.base import FigureFile, Made, Reports, Script, TableFile
+from analysis.suite_data import (
+    ALL,
+    DESIGNED,
+    INPUTS,
+    allocator_label,
+    mark,
+    mean_interval,
+    results,
+    with_all,
+)
 from tmpdiff_bench.commands import run
+from tmpdiff_bench.report.style import Drawing, canvas, house_style
+from tmpdiff_bench.report.tables import Table, interval, percent
 from tmpdiff_bench.statistics import Interval
 
 KEYS = ("model", "levels", "allocator")
@@ -36,7 +42,7 @@ def table(allocations: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             {
                 **dict(zip(KEYS, key, strict=True)),
-                **bounds(mean_interval(means, least=0), "regret"),
+                **mean_interval(means, least=0).columns("regret"),
                 "median": group["regret"].median(),
                 "largest": group["regret"].max(),
                 "optima": (group["regret"] <= OPTIMAL).mean(),
@@ -59,9 +65,7 @@ def words(frame: pd.DataFrame) -> pd.DataFrame:
             "allocator": allocator_label(row["allocator"]),
             "model": row["model"],
             "levels": row["levels"],
-            "mean regret": interval(
-                Interval(row["regret"], row["regret_low"], row["regret_high"]), percent
-            ),
+            "mean regret": interval(Interval.of(row, "regret"), percent),
             "median": percent(row["median"]),
             "largest": percent(row["largest"]),
             "optimum found": percent(row["optima"]),

@@ -9,12 +9,21 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from analysis.base import Made, Reports, Script, Table, TableFile
-from analysis.chaos import CHAOTIC, DESIGNED, UNCHOSEN
-from analysis.statistics import ALPHA
-from analysis.suite_data import ALL, INPUTS, RIVALS, allocator_label, results, scores
-from tmpdiff_bench.additivity.wording import interval
+from analysis.base import Made, Reports, Script, TableFile
+from analysis.suite_data import (
+    ALL,
+    ALPHA,
+    CHAOTIC,
+    DESIGNED,
+    INPUTS,
+    RIVALS,
+    UNCHOSEN,
+    allocator_label,
+    results,
+    scores,
+)
 from tmpdiff_bench.commands import run
+from tmpdiff_bench.report.tables import Table, interval
 from tmpdiff_bench.statistics import Interval
 from tmpdiff_bench.suite import SuiteResults
 from tmpdiff_bench.suite.comparisons import matched
@@ -68,9 +77,7 @@ def words(frame: pd.DataFrame) -> pd.DataFrame:
             "levels": row["levels"],
             "speedup": f"{row['speedup']:.2f}",
             "rival's": f"{row['baseline_speedup']:.2f}",
-            "error / rival's": interval(
-                Interval(row["ratio"], row["ratio_low"], row["ratio_high"])
-            ),
+            "error / rival's": interval(Interval.of(row, "ratio")),
             "p (Holm)": p_words(row["p_holm"]),
             "outcome": row["outcome"],
             "prompts": str(row["prompts"]),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from analysis.base import Made, Reports, Script, Table, TableFile
+from analysis.base import Made, Reports, Script, TableFile
 from analysis.suite_data import INPUTS, allocator_label, results
 from tmpdiff_bench.commands import run
+from tmpdiff_bench.report.tables import Table
 
 STATUSES = ("ok", "left out", "infeasible", "no weights", "failed")
 

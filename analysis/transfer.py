@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from analysis.base import Made, Reports, Script, Table, TableFile
+from analysis.base import Made, Reports, Script, TableFile
 from analysis.rivals import p_words
 from analysis.suite_data import ALL, INPUTS, allocator_label, results
-from tmpdiff_bench.additivity.wording import interval, percent
 from tmpdiff_bench.commands import run
+from tmpdiff_bench.report.tables import Table, interval, percent
 from tmpdiff_bench.statistics import Interval, holm
 from tmpdiff_bench.suite import SuiteResults
 from tmpdiff_bench.suite.comparisons import transfer_losses
@@ -51,9 +51,7 @@ def make(reports: Reports) -> Iterator[Made]:
             "plan from": KINDS.get(row["kind"], row["kind"]),
             "model": row["model"],
             "allocator": allocator_label(row["allocator"]),
-            "error / native plan's": interval(
-                Interval(row["ratio"], row["ratio_low"], row["ratio_high"])
-            ),
+            "error / native plan's": interval(Interval.of(row, "ratio")),
             "p (Holm)": p_words(row["p_holm"]),
             "same plan": percent(row["same_plan"]),
             "prompts": str(row["prompts"]),

@@ -31,14 +31,14 @@ from tqdm import tqdm
 
 from tmpdiff_bench import deploy
 from tmpdiff_bench.commands import ArgumentParser, positive_int, run
-from tmpdiff_bench.costs.isolation import MIN_REPEATS, median_cost
+from tmpdiff_bench.costs.isolation import MIN_REPEATS, Subject, median_cost
 from tmpdiff_bench.costs.measure import measure
-from tmpdiff_bench.costs.report import aligned, measured_text
+from tmpdiff_bench.costs.report import measured_text
 from tmpdiff_bench.costs.table import Cost, CostTable
-from tmpdiff_bench.costs.worker import Subject
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.pipelines import load_pipeline
 from tmpdiff_bench.plan import PrecisionPlan
+from tmpdiff_bench.report.tables import aligned
 from tmpdiff_bench.zoo.prompts import mixed_prompts
 
 LEVELS, STEPS, GUIDANCE = ("fp32", "native:bf16", "native:w8a8"), 20, 4.0

@@ -8,7 +8,8 @@ pipeline; fp32 and w4a4; everything by turns in one run:
 (a) all single plans at 20 steps, and all 1,024 plans at 10, by `evaluate` and by calls of the
 pipeline; of 1,024 calls a share is timed, spread over them, and the rest reckoned from it;
 (b) the single plans by `each`, whose batches are those of calls: its network evaluations, at the
-time that one takes in the bare denoiser at the level it runs at, as a share of its time;
+time that one takes in the bare denoiser at the level it runs at, as a share of its time; and by
+`evaluate`, the share of its time that the denoiser takes;
 (c) what a replayed step takes beyond the pipeline's own arithmetic: a run that is known as a whole
 against a call with a denoiser that gives its first output again;
 (d) one change of level and back, reckoned for 100 layers;
@@ -182,6 +183,25 @@ def of_limit(setting: Setting, plans: Sequence[PrecisionPlan], repeats: int) -> 
     return {"of the bare denoiser's time": statistics.median(found)}
 
 
+def in_denoiser(setting: Setting, plans: Sequence[PrecisionPlan], repeats: int) -> dict[str, float]:
+    """The denoiser's own time, as a share of that of `evaluate`."""
+    forward, found, spent = setting.pipe.transformer.forward, [], 0.0
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        nonlocal spent
+        started = time.perf_counter()
+        output = forward(*args, **kwargs)
+        spent += time.perf_counter() - started
+        return output
+
+    with replaced_forward(setting.pipe.transformer, timed):
+        for _ in range(repeats):
+            engine, spent = setting.engine(len(plans[0])), 0.0
+            own = seconds(lambda engine=engine: engine.evaluate(plans))  # type: ignore[misc]
+            found.append(spent / own)
+    return {"in the denoiser": statistics.median(found)}
+
+
 def replayed_step(setting: Setting, steps: int, repeats: int) -> float:
     """Seconds that a replayed step takes beyond the pipeline's own."""
     engine = setting.engine(steps)
@@ -258,6 +278,7 @@ def main(argv: Sequence[str]) -> None:
             "all single plans": against_calls(setting, SINGLES, options.repeats),
             "all plans": against_calls(setting, EVERY, 1),
             "single plans by each": of_limit(setting, SINGLES, options.repeats),
+            "single plans by evaluate": in_denoiser(setting, SINGLES, options.repeats),
             "replayed step, ms": 1000 * replayed_step(setting, 20, options.repeats),
             "switch of 100 layers, us": 1e6 * switch(setting),
             "memory": bounded(setting, SINGLES),

@@ -22,14 +22,7 @@ from typing import Any
 import torch
 
 from tmpdiff_bench.commands import ArgumentParser, positive_int, run
-from tmpdiff_bench.levels import (
-    LEVEL_NAMES,
-    RESIDENCIES,
-    Device,
-    Level,
-    LevelBank,
-    reason_against,
-)
+from tmpdiff_bench.levels import LEVEL_NAMES, RESIDENCIES, Device, Level, LevelBank, reason_against
 from tmpdiff_bench.pipelines import load_pipeline, quantized_layers
 from tmpdiff_bench.pipelines.calls import Call
 from tmpdiff_bench.zoo.prompts import mixed_prompts

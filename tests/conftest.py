@@ -19,9 +19,8 @@ from diffusers import (
 )
 
 from tmpdiff_bench.zoo import flux, pixart, sd3, sdxl
-from tmpdiff_bench.zoo.t5 import lower_case_tokenizer
-from tmpdiff_bench.zoo.text import build_t5_encoder
-from tmpdiff_bench.zoo.vae import build_vae
+from tmpdiff_bench.zoo.latents import build_vae
+from tmpdiff_bench.zoo.text import build_t5_encoder, lower_case_tokenizer
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from .deploy import describe as describe
 from .deploy import remove as remove
 from .errors import UsageError as UsageError
 from .experiment import Experiment as Experiment
+from .plan import JointPlan as JointPlan
 from .plan import PrecisionPlan as PrecisionPlan
 from .trajectory import Recording as Recording
 from .trajectory import record as record

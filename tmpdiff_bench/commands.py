@@ -66,6 +66,19 @@ class ArgumentParser(argparse.ArgumentParser):
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(**{"allow_abbrev": False, **options})
 
+    def option(self, name: str, help: str, **options: Any) -> None:
+        """Add an option; a default, where there is one, is told in its help. Paths are PATH, others
+        the last word of their name. `repeated` ones are lists, of all that were given.
+        """
+        if options.pop("repeated", False):
+            options |= {"action": "append", "default": []}
+        elif options.get("default") not in (None, argparse.SUPPRESS):
+            help += " (default: %(default)s)"
+        if options.get("action") != "store_true":
+            path = options.get("type") in (Path, out_folder)
+            options.setdefault("metavar", "PATH" if path else name.rpartition("-")[2].upper())
+        self.add_argument(name, help=help, **options)
+
     def error(self, message: str) -> NoReturn:
         """Print the line and exit with status 2."""
         _end(2, f"error: {message} (--help lists the options)")
@@ -124,11 +137,6 @@ def _end(status: int, message: str) -> NoReturn:
     sys.exit(status)
 
 
-def _silence_import_noise() -> None:
-    for name in _IMPORT_NOISE:
-        logging.getLogger(name).addFilter(_is_no_noise)
-
-
 def _keep_freed_memory() -> None:
     """Tell glibc not to return freed memory: the temporaries of a forward would come back page by
     page at the next one, which took 30 % of the time of a recording on two cores.
@@ -142,4 +150,5 @@ def _is_no_noise(record: logging.LogRecord) -> bool:
     return _IMPORT_NOISE[record.name] not in record.getMessage()
 
 
-_silence_import_noise()
+for _name in _IMPORT_NOISE:
+    logging.getLogger(_name).addFilter(_is_no_noise)

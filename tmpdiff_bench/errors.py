@@ -10,9 +10,26 @@ class UsageError(ValueError):
     """Something the user asked for is wrong; the message names the value and the way out."""
 
 
+def one_line(error: BaseException) -> str:
+    """All that an error says, in one line."""
+    return " ".join(str(error).split())
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its class."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """The error for a name that does not exist, with the nearest one that does."""
     names = sorted(known)
     nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     return UsageError(f"unknown {kind} {name!r}: {hint}known: {', '.join(names)}")
+
+
+def check_known(kind: str, name: str, known: Iterable[str]) -> None:
+    """Raise `unknown` for a name that is not among the known ones."""
+    names = tuple(known)
+    if name not in names:
+        raise unknown(kind, name, names)

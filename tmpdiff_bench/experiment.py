@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from tmpdiff_bench.errors import UsageError, unknown
+from tmpdiff_bench.errors import UsageError, check_known
 from tmpdiff_bench.plan import PrecisionPlan
 
 EMBEDDED = "embedded"
@@ -114,9 +114,9 @@ class Experiment:
             from tmpdiff_bench.pipelines.loading import dtype_name
 
             object.__setattr__(self, "dtype", dtype_name(self.weights))
-        _check_choice("dtype", self.dtype, DTYPES)
-        _check_choice("capture", self.capture, CAPTURES)
-        _check_choice("residency", self.residency, RESIDENCIES)
+        check_known("dtype", self.dtype, DTYPES)
+        check_known("capture", self.capture, CAPTURES)
+        check_known("residency", self.residency, RESIDENCIES)
         if self.levels == LEVELS:  # not named: the reference is what the model is in
             object.__setattr__(self, "levels", (self.dtype, *LEVELS[1:]))
         for name in ("levels", "metrics", "quantized"):
@@ -170,8 +170,3 @@ def option_of(name: str) -> str:
     """The command line's option for a field of an experiment."""
     found = {f.name: f.metadata.get("option") for f in fields(Experiment)}[name]
     return found or f"--{name.replace('_', '-')}"
-
-
-def _check_choice(kind: str, value: str, known: Sequence[str] | Mapping[str, str]) -> None:
-    if value not in known:
-        raise unknown(kind, value, known)

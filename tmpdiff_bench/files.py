@@ -1,4 +1,4 @@
-"""Reading what users hand over: text files and JSON. Whatever is wrong is one `UsageError`."""
+"""Files that ship, and those that users hand over: what can't be read is one `UsageError`."""
 
 from __future__ import annotations
 
@@ -53,3 +53,19 @@ def read_manifest(folder: Path, *, absent: str, **versions: int) -> dict[str, An
                 f"{wanted}: make it again with this library, or read it with the one that made it"
             )
     return told
+
+
+def data_folder() -> Path:
+    """The folder `data`, to be read only: inside an installed package, else that of the checkout.
+
+    Raises `UsageError` where neither is there.
+    """
+    package = Path(__file__).parent
+    places = (package / "data", package.parent / "data")
+    for place in places:
+        if place.is_dir():
+            return place
+    raise UsageError(
+        f"the library's data are in neither {places[0]} nor {places[1]}: "
+        "install tmpdiff_bench again, or clone its whole repository"
+    )

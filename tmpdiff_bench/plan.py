@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, pairwise
 from typing import Any
 
 from tmpdiff_bench.errors import UsageError
@@ -43,7 +43,8 @@ class PlanSchedule:
             raise UsageError("a schedule has sigmas or timesteps, got neither")
         for name in ("sigmas", "timesteps"):
             noise = getattr(self, name)
-            if noise is not None and not (isinstance(noise, tuple) and all(map(_finite, noise))):
+            numbers = isinstance(noise, tuple) and all(isinstance(x, int | float) for x in noise)
+            if noise is not None and not (numbers and all(map(math.isfinite, noise))):
                 raise UsageError(f"a schedule's {name} are finite numbers, got {noise!r}")
 
     def difference(self, run: PlanSchedule) -> str | None:
@@ -121,6 +122,11 @@ class PrecisionPlan:
         runs = ((level, len(list(run))) for level, run in groupby(self.levels))
         return " ".join(f"{level}*{count}" if count > 1 else level for level, count in runs)
 
+    @property
+    def switches(self) -> int:
+        """How many steps run at another level than the step before."""
+        return sum(a != b for a, b in pairwise(self.levels))
+
     def count(self, level: str) -> int:
         """How many steps run at `level`."""
         return self.levels.count(level)
@@ -146,6 +152,32 @@ class PrecisionPlan:
         if level == reference:
             raise UsageError(f"a single plan differs from its reference {reference!r} at one step")
         return cls.uniform(reference, steps).replace(step, level)
+
+    @classmethod
+    def singles(cls, levels: Sequence[str], steps: int) -> list[PrecisionPlan]:
+        """All single plans, by level, then step; `levels[0]` is the reference."""
+        places = [(level, step) for level in levels[1:] for step in range(steps)]
+        return [cls.single(levels[0], level, step, steps) for level, step in places]
+
+    def cells(self, levels: Sequence[str]) -> list[int]:
+        """Where in `singles` the single plans stand that this plan is made of.
+
+        >>> PrecisionPlan(("a", "c", "b")).cells(("a", "b", "c"))
+        [4, 2]
+        """
+        low = [(step, levels.index(level)) for step, level in enumerate(self.levels)]
+        return [(index - 1) * len(self) + step for step, index in low if index]
+
+    def resampled(self, steps: int) -> PrecisionPlan:
+        """The plan for another number of steps: each gets the level that holds at its middle.
+
+        >>> str(PrecisionPlan.parse("fp32*2 w4a4*6 fp32*2").resampled(5))
+        'fp32 w4a4*3 fp32'
+        """
+        if steps == len(self):
+            return self
+        places = ((2 * step + 1) * len(self) // (2 * steps) for step in range(steps))
+        return PrecisionPlan(tuple(self[place] for place in places))
 
     @classmethod
     def parse(cls, text: str) -> PrecisionPlan:
@@ -210,6 +242,17 @@ class PrecisionPlan:
         return hashlib.sha256(alone.to_json().encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class JointPlan:
+    """A plan with several low steps, its label in a design, and whether predictors are scored on it
+    (else: fitted).
+    """
+
+    plan: PrecisionPlan
+    kind: str
+    held_out: bool
+
+
 def check_lengths(plans: Sequence[PrecisionPlan]) -> int:
     """The number of steps of all plans. Raises `UsageError` for none, or unequal ones."""
     if not plans:
@@ -241,10 +284,6 @@ def _first_differences(rows: Iterable[tuple[str, ...]]) -> Iterator[int]:
     for row in sorted(set(rows)):
         yield next((i for i, (a, b) in enumerate(zip(before, row, strict=False)) if a != b), 0)
         before = row
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _read_schedule(content: Any) -> PlanSchedule:

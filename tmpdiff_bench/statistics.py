@@ -5,13 +5,16 @@ The unit of replication is the prompt: values of one prompt, over tasks, are ave
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from tmpdiff_bench.errors import UsageError
 
@@ -22,11 +25,20 @@ RESAMPLES = 9_999
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and the two ends of its confidence interval."""
+    """An estimate and the two ends of its confidence interval; NaN is what is not known."""
 
-    estimate: float
-    low: float
-    high: float
+    estimate: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+
+    def columns(self, name: str) -> dict[str, float]:
+        """As three columns of a table."""
+        return {name: self.estimate, f"{name}_low": self.low, f"{name}_high": self.high}
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any], name: str) -> Interval:
+        """What `columns` made."""
+        return cls(row[name], row[f"{name}_low"], row[f"{name}_high"])
 
 
 def paired_interval(
@@ -85,10 +97,12 @@ def holm(p_values: ArrayLike) -> Floats:
     [0.03, 0.06, 0.06]
     """
     p = np.array(p_values, dtype=np.float64)
-    order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]
-    # statsmodels' multipletests is the same, and collects garbage at every call: 0.3 s beside torch
-    stepped = np.minimum(p[order] * np.arange(len(order), 0, -1), 1)
-    p[order] = np.maximum.accumulate(stepped)
+    tested = ~np.isnan(p)
+    gc.freeze()  # multipletests collects garbage at every call, which takes 0.3 s beside torch
+    try:
+        p[tested] = multipletests(p[tested], method="holm")[1]
+    finally:
+        gc.unfreeze()
     return p
 
 

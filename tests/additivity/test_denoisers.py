@@ -18,7 +18,8 @@ from tests.toy import toy, toy_banks, toy_call
 from tests.trajectory.test_recorder import workload
 from tmpdiff_bench.additivity import analyse, joint_design
 from tmpdiff_bench.pipelines import LoadedModel
-from tmpdiff_bench.trajectory import JointRun, Recording, recorder
+from tmpdiff_bench.plan import JointPlan
+from tmpdiff_bench.trajectory import Recording, recorder
 from tmpdiff_bench.trajectory.recorder import record_setup
 from tmpdiff_bench.trajectory.setup import Setup
 
@@ -31,7 +32,7 @@ def recorded(folder: Path, monkeypatch: pytest.MonkeyPatch, low: Denoiser) -> Re
     levels = {"fp32": lambda x: -x, "w4a4": low}
     monkeypatch.setattr(recorder, "level_banks", toy_banks(levels))
     design = joint_design(tuple(levels), STEPS, per_level=10, complements=2, mixed=0, rng=0)
-    joint = tuple(JointRun(plan.plan, plan.kind, plan.held_out) for plan in design)
+    joint = tuple(JointPlan(plan.plan, plan.kind, plan.held_out) for plan in design)
     asked = workload(steps=STEPS, prompts=PROMPTS)
     texts = [PROMPTS[prompt] for prompt, _ in asked.samples]
     call = toy_call(texts, STEPS, seeds=asked.generator_seeds)

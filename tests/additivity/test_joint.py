@@ -14,19 +14,22 @@ import pytest
 
 from tests.additivity.conftest import make_recording
 from tests.additivity.test_report import Page
-from tmpdiff_bench.additivity import experiment, several
+from tmpdiff_bench.additivity import experiment
 from tmpdiff_bench.additivity.__main__ import main
-from tmpdiff_bench.additivity.analysis import analyse
+from tmpdiff_bench.additivity.analysis import JointReport, analyse, join
+from tmpdiff_bench.additivity.experiment import find_recordings
 from tmpdiff_bench.additivity.inference import decide
-from tmpdiff_bench.additivity.joint import JointReport, join
-from tmpdiff_bench.additivity.joint_figures import ratios
-from tmpdiff_bench.additivity.joint_report import check_joint_folder, joint_text, write_joint
+from tmpdiff_bench.additivity.joint_report import (
+    check_joint_folder,
+    joint_text,
+    ratios,
+    write_joint,
+)
 from tmpdiff_bench.additivity.records import AdditivityReport
-from tmpdiff_bench.additivity.several import find_recordings
-from tmpdiff_bench.additivity.style import MAIN_METRIC, MAIN_PREDICTORS, level_label
 from tmpdiff_bench.commands import run
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.experiment import Experiment
+from tmpdiff_bench.report.style import MAIN_METRIC, MAIN_PREDICTORS, level_label
 from tmpdiff_bench.statistics import holm
 from tmpdiff_bench.trajectory import Recording
 
@@ -217,5 +220,5 @@ def test_all_models_by_the_command(
 def test_no_model_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tmpdiff_bench.pipelines.embedded_models", tuple)
     with pytest.raises(UsageError, match="no embedded weights are in this installation"):
-        several.every_model(Experiment("all"), tmp_path / "out", joint_plans=2, margin=0.1)
+        experiment.every_model(Experiment("all"), tmp_path / "out", joint_plans=2, margin=0.1)
     assert not list(tmp_path.iterdir())

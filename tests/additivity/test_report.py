@@ -14,16 +14,11 @@ import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
 
-from tmpdiff_bench.additivity.records import (
-    AdditivityReport,
-    AdditivityTest,
-    Score,
-    Verdict,
-)
+from tmpdiff_bench.additivity.records import AdditivityReport, AdditivityTest, Score, Verdict
 from tmpdiff_bench.additivity.report import check_folder, summary_text, write_report
-from tmpdiff_bench.additivity.tables import Table, tables
-from tmpdiff_bench.additivity.wording import findings, headline, interval
+from tmpdiff_bench.additivity.tables import findings, headline, tables
 from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.report.tables import Table, interval
 from tmpdiff_bench.statistics import Interval
 from tmpdiff_bench.trajectory import Recording
 
@@ -141,7 +136,7 @@ def test_tables_for_readers_escape_what_would_break_them() -> None:
     text = pd.DataFrame({"R² | share": ["10 % of x_1"]}, dtype=object)
     table = Table("name", "Title", frame, text)
     assert table.to_markdown() == "| R² \\| share |\n| --- |\n| 10 % of x_1 |\n"
-    assert "R$^2$ | share \\\\" in table.to_latex()
+    assert "R² | share \\\\" in table.to_latex()
     assert r"10 \% of x\_1 \\" in table.to_latex()
 
 

@@ -31,12 +31,7 @@ from tmpdiff_bench.allocators import (
     greedy_forward,
     uniform,
 )
-from tmpdiff_bench.allocators.contract import (
-    Allocate,
-    ContractError,
-    OracleFailureError,
-    check,
-)
+from tmpdiff_bench.allocators.contract import Allocate, ContractError, OracleFailureError, check
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.plan import PrecisionPlan
 

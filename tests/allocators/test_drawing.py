@@ -9,12 +9,7 @@ import numpy as np
 import pytest
 
 from tests.allocators.tasks import additive
-from tmpdiff_bench.allocators import (
-    ALLOCATORS,
-    bisection,
-    knapsack,
-    random_search,
-)
+from tmpdiff_bench.allocators import ALLOCATORS, bisection, knapsack, random_search
 
 SLOW = {"exhaustive", "gram", "greedy_forward", "greedy_backward"}  # at 50 steps
 

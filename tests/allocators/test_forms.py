@@ -12,7 +12,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from tests.allocators.tasks import Floats, superposed
 from tmpdiff_bench.allocators import AllocationProblem, bisection, gram, gram_front, knapsack
-from tmpdiff_bench.allocators.quadratic import least_quadratic
+from tmpdiff_bench.allocators.solvers.quadratic import least_quadratic
 from tmpdiff_bench.plan import PrecisionPlan
 
 STEPS = 13

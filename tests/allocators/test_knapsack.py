@@ -13,7 +13,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from tests.allocators.tasks import Floats, additive
 from tmpdiff_bench.allocators import AllocationProblem, knapsack
-from tmpdiff_bench.allocators.multiple_choice import cheapest_choice
+from tmpdiff_bench.allocators.solvers.multiple_choice import cheapest_choice
 
 _EDGE = 1e-13  # relative: plans as near as this to the budget may fit or not, by rounding
 

@@ -21,8 +21,8 @@ from tmpdiff_bench.allocators import (
     gram_front,
     knapsack,
 )
-from tmpdiff_bench.allocators.convex import convex_form, pairs_of_steps
-from tmpdiff_bench.allocators.quadratic import least_quadratic
+from tmpdiff_bench.allocators.solvers.quadratic import least_quadratic
+from tmpdiff_bench.allocators.solvers.relaxation import convex_form, pairs_of_steps
 from tmpdiff_bench.errors import UsageError
 
 few = settings(max_examples=25, deadline=None)

@@ -28,7 +28,7 @@ from tmpdiff_bench.allocators import (
     random_search,
     uniform,
 )
-from tmpdiff_bench.allocators.moves import ladder, random_plan
+from tmpdiff_bench.allocators.solvers.moves import ladder, random_plan
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.plan import PrecisionPlan, nodes_per_step
 

@@ -23,7 +23,7 @@ from tmpdiff_bench.allocators import (
     knapsack,
     regret,
 )
-from tmpdiff_bench.allocators.quadratic import least_quadratic
+from tmpdiff_bench.allocators.solvers.quadratic import least_quadratic
 from tmpdiff_bench.plan import PrecisionPlan
 
 Whole = NDArray[np.int64]

@@ -10,12 +10,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.base import FigureFile, Made, Reports, Script, Table, TableFile
+from analysis.base import FigureFile, Made, Reports, Script, TableFile
 from analysis.findings import RULES
 from analysis.page import SECTIONS
 from analysis.provenance import ROOT
 from analysis.registry import FIGURES, NAMES, TABLES
 from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.report.tables import Table
 
 FRAME = pd.DataFrame({"model": ["sd3", "flux"], "error": [0.1, 0.2]})
 TABLE = Table("errors", "Errors", FRAME, FRAME.astype(str), "How to read it.")

@@ -13,8 +13,8 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from analysis.base import Table
 from analysis.page import gaps, page, read_markdown
+from tmpdiff_bench.report.tables import Table
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (

@@ -6,6 +6,7 @@ import math
 import random
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,10 @@ from tmpdiff_bench.costs import Cost, CostTable, load_costs
 from tmpdiff_bench.costs import measure as measuring
 from tmpdiff_bench.costs.__main__ import main
 from tmpdiff_bench.costs.architectures import ARCHITECTURES, architecture
-from tmpdiff_bench.costs.isolation import Worker, median_cost
+from tmpdiff_bench.costs.isolation import Subject, Worker, median_cost
 from tmpdiff_bench.costs.measure import measure
 from tmpdiff_bench.costs.report import checks_text, comparison_text, measured_text
 from tmpdiff_bench.costs.subjects import TrueSize
-from tmpdiff_bench.costs.worker import Subject
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.plan import PrecisionPlan
 
@@ -43,10 +43,7 @@ class Clockwork:
     def __init__(self, subject: Subject) -> None:
         self.levels = subject.levels
 
-    def __enter__(self) -> Clockwork:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         pass
 
     def wait(self) -> dict[str, Any]:
@@ -181,7 +178,7 @@ def test_bad_settings_are_refused_before_anything_is_loaded(
 
 def test_a_process_times_the_real_loop_and_tells_its_errors() -> None:
     subject = Subject("sd3", ("fp32",), steps=4)
-    with Worker(subject) as worker:
+    with closing(Worker(subject)) as worker:
         about = worker.wait()
         assert about["title"].startswith("sd3 (embedded")
         assert about["environment"]["threads"] >= 1
@@ -213,7 +210,7 @@ def test_a_process_that_died_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     broken.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(broken))
     with (
-        Worker(SUBJECT) as worker,
+        closing(Worker(SUBJECT)) as worker,
         pytest.raises(RuntimeError, match="a timing process died: out of memory"),
     ):
         worker.wait()

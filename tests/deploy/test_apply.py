@@ -99,7 +99,7 @@ def test_bad_plans_and_pipelines_are_refused(pipe: Any) -> None:
         deploy.apply(pipe, PrecisionPlan.parse("fp32 w4a4+lr8"))
     with pytest.raises(UsageError, match="unknown residency 'resdent'"):
         deploy.apply(pipe, PLAN, residency="resdent")
-    with pytest.raises(UsageError, match="a object has no denoiser"):
+    with pytest.raises(UsageError, match="object has no denoiser"):
         deploy.apply(object(), PLAN)
     assert traces(pipe) == before
     for function in (deploy.remove, deploy.describe):

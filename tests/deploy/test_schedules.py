@@ -8,17 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import (
-    FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
-)
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.deploy.conftest import PLAN, build, by_hand, call
 from tests.tiny import WARNINGS
 from tmpdiff_bench import deploy
-from tmpdiff_bench.deploy.planned import resampled
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.plan import PlanSchedule, PrecisionPlan
 
@@ -44,9 +40,9 @@ def test_other_step_counts_are_an_error_unless_resampled(pipe: Any) -> None:
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=12), st.integers(1, 40))
 def test_resampling(levels: list[str], steps: int) -> None:
     plan = PrecisionPlan(tuple(levels))
-    found = resampled(plan, steps)
+    found = plan.resampled(steps)
     assert len(found) == steps
-    assert resampled(plan, len(plan)) == plan
+    assert plan.resampled(len(plan)) == plan
     stretched = [level for level in levels for _ in range(steps)]  # at steps x len places
     middles = [stretched[(2 * i + 1) * len(levels) // 2] for i in range(steps)]
     assert list(found) == middles

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.levels import FORMATS, quantize_dequantize
-from tmpdiff_bench.levels.integers import INTEGER_MAX
-from tmpdiff_bench.levels.microscaling import MX
-from tmpdiff_bench.levels.minifloats import (
+from tmpdiff_bench.levels.formats import (
     E2M1,
     E2M3,
     E3M2,
     E4M3,
     E5M2,
+    INTEGER_MAX,
+    MX,
     ROW_SCALED,
     Minifloat,
     round_minifloat_,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tmpdiff_bench.levels import Level, LevelBank, quantize_dequantize
-from tmpdiff_bench.levels.lowrank import largest_inputs, smoothing
+from tmpdiff_bench.levels.simulated import largest_inputs, smoothing
 
 
 class Branches(nn.Module):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.files import data_folder
 from tmpdiff_bench.metrics import (
     METRICS,
     MetricValue,
@@ -18,9 +19,9 @@ from tmpdiff_bench.metrics import (
     evaluate_latents,
     get_metric,
 )
-from tmpdiff_bench.resources import data_folder
 from tmpdiff_bench.zoo.captions import Requirement, require
-from tmpdiff_bench.zoo.evaluation import load_recogniser, scene_accuracy
+from tmpdiff_bench.zoo.denoising import scene_accuracy
+from tmpdiff_bench.zoo.recogniser import load_recogniser
 from tmpdiff_bench.zoo.scenes import sample_scenes
 
 

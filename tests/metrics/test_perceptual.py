@@ -16,7 +16,7 @@ from torchvision.models import AlexNet_Weights, VGG16_Weights, alexnet
 from tmpdiff_bench.metrics import evaluate_images, perceptual, weights
 from tmpdiff_bench.metrics.perceptual import lpips_scenes
 from tmpdiff_bench.metrics.weights import ALEXNET, VGG, sha256_of
-from tmpdiff_bench.zoo.evaluation import load_recogniser
+from tmpdiff_bench.zoo.recogniser import load_recogniser
 
 
 @pytest.fixture

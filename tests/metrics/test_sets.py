@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tmpdiff_bench.metrics.sets import (
+from tmpdiff_bench.metrics.features import (
     _ROWS,
     frechet_distance,
     frechet_of_features,

@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from tmpdiff_bench.metrics import IMAGE_METRICS
-from tmpdiff_bench.metrics.similarity import MS_SSIM_SIDE, cosine, ms_ssim, psnr, ssim
+from tmpdiff_bench.metrics.fidelity import MS_SSIM_SIDE, cosine, ms_ssim, psnr, ssim
 
 
 def test_psnr_against_scikit_image(renders: torch.Tensor, noisy: torch.Tensor) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.tiny import TINY
-from tmpdiff_bench.pipelines.texts import cut_prompts, free_text_encoders
+from tmpdiff_bench.pipelines.calls import cut_prompts, free_text_encoders
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.noise import generator_seed
-from tmpdiff_bench.prompts.files import OwnPrompts, read_prompts
+from tmpdiff_bench.prompts.sources import OwnPrompts, read_prompts
 
 TEXTS = ["a red circle", "ein blauer Stern, über einem Ring", 'a "quoted" prompt']
 

@@ -17,7 +17,7 @@ from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.experiment import Experiment
 from tmpdiff_bench.prompts import COLUMNS, SOURCES, Prompts, prompt_source, take
 from tmpdiff_bench.prompts.base import tidy
-from tmpdiff_bench.prompts.hub import HubPrompts
+from tmpdiff_bench.prompts.published import HubPrompts
 from tmpdiff_bench.trajectory.__main__ import main
 from tmpdiff_bench.zoo.prompts import SPLITS, mixed_prompts
 

@@ -15,7 +15,7 @@ from tmpdiff_bench.commands import run
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.suite import __main__ as command
 from tmpdiff_bench.suite import v1
-from tmpdiff_bench.suite.contributed import load_allocators
+from tmpdiff_bench.suite.rules import load_allocators
 
 STRANGERS = """
 from tmpdiff_bench.allocators import declares, knapsack

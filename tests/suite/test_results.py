@@ -13,7 +13,7 @@ import pytest
 
 from tests.suite.conftest import TINY
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.suite import SuiteResults, digests, load_results, picture_name
+from tmpdiff_bench.suite import SuiteResults, load_results, picture_name, runner
 from tmpdiff_bench.suite.results import COLUMNS
 
 DOCS = Path(__file__).parents[2] / "docs" / "suite.md"
@@ -72,9 +72,9 @@ def damage(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
     [
         (lambda f: (f / "manifest.json").unlink(), "holds no results"),
         (lambda f: (f / "manifest.json").write_text("{"), "can't be read"),
-        (damage(lambda m: m.update(suite_version=2)), "suite_version 2, this library has 1"),
-        (damage(lambda m: m.update(schema_version=9)), "schema_version 9"),
-        (damage(lambda m: m.pop("files")), "no whole results"),
+        (damage(lambda m: m.update(suite_version=2)), "suite version 2, this library reads 1"),
+        (damage(lambda m: m.update(schema_version=9)), "schema version 9"),
+        (damage(lambda m: m.pop("files")), "not a whole folder of results"),
         (damage(lambda m: m["files"].update({"../x": "0"})), "no plain file"),
         (lambda f: (f / "scores.parquet").write_bytes(b"x"), "is damaged"),
         (
@@ -105,9 +105,9 @@ def test_results_of_other_models_or_noise_are_not_compared(
 
 
 def test_other_arguments_of_calls_are_other_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = digests.digests(TINY, TINY.tasks(), {})
-    monkeypatch.setattr(digests, "call_defaults", lambda model: {"guidance_scale": 1.0})
-    after = digests.digests(TINY, TINY.tasks(), {})
+    before = runner.digests(TINY, TINY.tasks(), {})
+    monkeypatch.setattr(runner, "call_defaults", lambda model: {"guidance_scale": 1.0})
+    after = runner.digests(TINY, TINY.tasks(), {})
     assert {name for name in before if before[name] != after[name]} == {"model sd3"}
 
 

@@ -14,7 +14,6 @@ from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.suite import FULL, QUICK, Group
 from tmpdiff_bench.suite.rules import OURS, SEARCHES, SEARCHES_ONCE, every_plan, left_out
 from tmpdiff_bench.suite.tasks import grouped
-from tmpdiff_bench.suite.transfer import resample
 from tmpdiff_bench.suite.v1 import TARGETS, THREE, TWO, VERSION
 
 # sha256 of the names of all tasks, and of who is left out: raise VERSION where they change
@@ -97,8 +96,8 @@ def test_every_allocator_runs_on_every_small_task_and_two_searches_on_one_large_
 @pytest.mark.parametrize("steps", [4, 8, 20])
 def test_resampling(steps: int) -> None:
     plan = PrecisionPlan.parse("fp32*2 w8a8 w4a4*5")
-    found = resample(plan, steps)
+    found = plan.resampled(steps)
     assert len(found) == steps
-    assert resample(plan, 8) == plan
+    assert plan.resampled(8) == plan
     order = [list(plan.levels).index(level) for level in dict.fromkeys(found.levels)]
     assert order == sorted(order)

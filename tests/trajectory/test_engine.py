@@ -37,11 +37,7 @@ def runs_of(engine: PrefixEngine, plans: Sequence[PrecisionPlan]) -> list[PlanRu
 
 
 def singles(steps: int, levels: int = 2) -> list[PrecisionPlan]:
-    return [
-        PrecisionPlan.single("fp32", level, step, steps)
-        for level in NAMES[1:levels]
-        for step in range(steps)
-    ]
+    return PrecisionPlan.singles(NAMES[:levels], steps)
 
 
 some_plans = st.integers(1, 5).flatmap(

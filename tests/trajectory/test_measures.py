@@ -16,8 +16,8 @@ from tmpdiff_bench.additivity import analyse
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.metrics import evaluate_images
 from tmpdiff_bench.trajectory import Recording, recorder
+from tmpdiff_bench.trajectory.assembly import DEFAULT, Measures, chosen_metrics
 from tmpdiff_bench.trajectory.jobs import Jobs
-from tmpdiff_bench.trajectory.measures import DEFAULT, Measures, chosen_metrics
 from tmpdiff_bench.trajectory.recorder import record_setup
 
 ASKED = ("psnr", "lpips-scenes", "scene_objects", "ssim", "lpips")

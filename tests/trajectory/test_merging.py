@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tmpdiff_bench.trajectory.merging import Merging, UnlikeError
+from tmpdiff_bench.trajectory.lanes import Merging, UnlikeError
 from tmpdiff_bench.trajectory.replay import Request
 
 

@@ -22,15 +22,9 @@ from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.metrics import IMAGE_METRICS
 from tmpdiff_bench.noise import generator_seed
 from tmpdiff_bench.pipelines import LoadedModel
-from tmpdiff_bench.plan import PrecisionPlan, nodes_per_step
+from tmpdiff_bench.plan import JointPlan, PrecisionPlan, nodes_per_step
 from tmpdiff_bench.store import CellStore
-from tmpdiff_bench.trajectory import (
-    JointRun,
-    NonFiniteLatentsError,
-    Recording,
-    Workload,
-    recorder,
-)
+from tmpdiff_bench.trajectory import NonFiniteLatentsError, Recording, Workload, recorder
 from tmpdiff_bench.trajectory.jobs import Jobs
 from tmpdiff_bench.trajectory.recorder import record_setup
 from tmpdiff_bench.trajectory.setup import Setup
@@ -38,8 +32,8 @@ from tmpdiff_bench.trajectory.setup import Setup
 STEPS = 4
 LEVELS = tuple(FUNCTIONS)
 JOINT = (
-    JointRun(PrecisionPlan.parse("w8a8*4"), "uniform", False),
-    JointRun(PrecisionPlan.parse("w4a4 w8a8 fp32 w8a8"), "mixed", True),
+    JointPlan(PrecisionPlan.parse("w8a8*4"), "uniform", False),
+    JointPlan(PrecisionPlan.parse("w4a4 w8a8 fp32 w8a8"), "mixed", True),
 )
 Function = Callable[[torch.Tensor], torch.Tensor]
 
@@ -60,7 +54,7 @@ def workload(**changes: Any) -> Workload:
 
 
 def setup(
-    *, levels: tuple[str, ...] = LEVELS, joint: tuple[JointRun, ...] = JOINT, **changes: Any
+    *, levels: tuple[str, ...] = LEVELS, joint: tuple[JointPlan, ...] = JOINT, **changes: Any
 ) -> Setup:
     asked = workload(**changes)
     texts = [asked.prompts[prompt] for prompt, _ in asked.samples]
@@ -233,7 +227,7 @@ def test_calibration_is_part_of_the_key_of_low_rank_runs() -> None:
     assert "w8a8 fp32*3" in before
 
 
-def _last_level(joint: tuple[JointRun, ...]) -> list[PrecisionPlan]:
+def _last_level(joint: tuple[JointPlan, ...]) -> list[PrecisionPlan]:
     singles = [PrecisionPlan.single("fp32", LEVELS[2], step, STEPS) for step in range(STEPS)]
     return [*singles, *(run.plan for run in joint)]
 
@@ -351,7 +345,7 @@ def test_without_a_reference_a_chunk_is_left(
 
 @pytest.mark.parametrize("plan", ["fp32*4", "fp32 w8a8 fp32*2", "w8a8*4"])
 def test_joint_plans_are_joint_and_given_once(tmp_path: Path, plan: str) -> None:
-    joint = (*JOINT, JointRun(PrecisionPlan.parse(plan), "given", True))
+    joint = (*JOINT, JointPlan(PrecisionPlan.parse(plan), "given", True))
     with pytest.raises(UsageError, match="given once, and have at least two low steps"):
         make(tmp_path, joint=joint)
 
@@ -372,7 +366,7 @@ def test_other_files_of_a_folder_are_left_alone(tmp_path: Path) -> None:
 
 def test_a_changed_split_is_another_recording(tmp_path: Path) -> None:
     make(tmp_path)
-    flipped = tuple(JointRun(run.plan, run.kind, not run.held_out) for run in JOINT)
+    flipped = tuple(JointPlan(run.plan, run.kind, not run.held_out) for run in JOINT)
     with pytest.raises(UsageError, match="recording of other settings"):
         make(tmp_path, joint=flipped)
 

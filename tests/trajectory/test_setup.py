@@ -69,3 +69,18 @@ def test_a_pipeline_at_hand_is_its_own_reference(tmp_path: Path) -> None:
         Experiment(weights=pipe, levels=("fp32", "w4a4"))
     with pytest.raises(UsageError, match=r"in torch\.float64: fp32, bf16, fp16 are supported"):
         Experiment(weights=TINY["StableDiffusion3Pipeline"].build().to(torch.float64))
+
+
+def test_every_denoiser_calibrates_and_that_is_counted(tmp_path: Path) -> None:
+    tiny = TINY["WanPipeline-two-experts"]
+    own = ("prompt", "num_inference_steps", "output_type", "generator")
+    asked = Experiment(
+        weights=tiny.build(),
+        levels=("fp32", "w4a4+lr2"),
+        steps=2,
+        prompts=["a red circle"],
+        num_seeds=1,
+        call={name: value for name, value in tiny.call.items() if name not in own},
+    )
+    nfe = record(asked, tmp_path / "two").manifest["nfe"]
+    assert nfe["computed"] == nfe["spent"]

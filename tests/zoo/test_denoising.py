@@ -24,7 +24,7 @@ from tmpdiff_bench.zoo.latents import LatentSet, build_latents, token_ids
 from tmpdiff_bench.zoo.pixart import PixArtRecipe, without_shift
 from tmpdiff_bench.zoo.scenes import sample_scenes
 from tmpdiff_bench.zoo.sdxl import SdxlRecipe
-from tmpdiff_bench.zoo.t5 import T5Part, lowered_ids
+from tmpdiff_bench.zoo.text import T5Part, lowered_ids
 
 # diffusers 0.42 converts tensors in a way that NumPy 2 deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

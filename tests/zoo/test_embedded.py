@@ -12,10 +12,10 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.resources import data_folder
+from tmpdiff_bench.files import data_folder
 from tmpdiff_bench.zoo.captions import Requirement, caption, is_reserved
-from tmpdiff_bench.zoo.evaluation import load_recogniser, sample_images, scene_accuracy
-from tmpdiff_bench.zoo.latents import token_ids
+from tmpdiff_bench.zoo.denoising import sample_images, scene_accuracy
+from tmpdiff_bench.zoo.latents import reconstruction_psnr, token_ids
 from tmpdiff_bench.zoo.prompts import (
     PROMPT_SETS,
     SPLITS,
@@ -23,10 +23,9 @@ from tmpdiff_bench.zoo.prompts import (
     load_prompts,
     mixed_prompts,
 )
-from tmpdiff_bench.zoo.recogniser import read
+from tmpdiff_bench.zoo.recogniser import load_recogniser, read
 from tmpdiff_bench.zoo.scenes import render, sample_scenes
 from tmpdiff_bench.zoo.sd3 import encode_tokens
-from tmpdiff_bench.zoo.vae import reconstruction_psnr
 
 SHIPPED = sorted(p.parent.name for p in (data_folder() / "models").glob("*/model_index.json"))
 

@@ -1,5 +1,4 @@
 from .analysis import analyse as analyse
-from .design import JointPlan as JointPlan
 from .design import joint_design as joint_design
 from .inference import additivity_test as additivity_test
 from .predictors import PREDICTORS as PREDICTORS

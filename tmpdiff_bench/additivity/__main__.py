@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     """Check the arguments, then record or open, analyse, and write the report."""
     options = _read(argv)
     if options.recording is None and options.experiment.model == ALL:
-        from tmpdiff_bench.additivity.several import every_model
+        from tmpdiff_bench.additivity.experiment import every_model
 
         chosen = {"joint_plans": options.joint_plans, "margin": options.margin}
         print(every_model(options.experiment, options.out, **chosen))
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
             options.experiment, options.out / "recording", joint_plans=options.joint_plans
         )
     else:
-        from tmpdiff_bench.additivity.several import find_recordings, several_recordings
+        from tmpdiff_bench.additivity.experiment import find_recordings, several_recordings
         from tmpdiff_bench.trajectory import Recording
 
         found = find_recordings(options.recording)
@@ -89,32 +89,21 @@ def _parser() -> ArgumentParser:
         usage="%(prog)s (--model NAME | --weights WEIGHTS | --recording PATH) [options]",
         description=DESCRIPTION,
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument(
-        "--recording",
-        type=Path,
-        nargs="+",
-        action="extend",
-        metavar="PATH",
-        help="analyse existing recordings, or those of reports, instead",
+    many = {"type": Path, "nargs": "+", "action": "extend"}
+    parser.option(
+        "--recording", "analyse existing recordings, or those of reports, instead", **many
     )
-    parser.add_argument(
-        "--out", type=Path, metavar="PATH", help="folder of the report (default: additivity-MODEL)"
+    parser.option("--out", "folder of the report (default: additivity-MODEL)", type=Path)
+    parser.option(
+        "--margin", "relative error that still counts as additive", type=_margin, default=0.10
     )
-    parser.add_argument(
-        "--margin",
-        type=_margin,
-        default=0.10,
-        help="relative error that still counts as additive (default: %(default)s)",
-    )
-    parser.add_argument(
+    parser.option(
         "--joint-plans",
+        f"joint plans of each low level (default: {JOINT_PLANS})",
         type=positive_int,
         default=argparse.SUPPRESS,
         metavar="N",
-        help=f"joint plans of each low level (default: {JOINT_PLANS})",
     )
     add_options(parser, without=_NOT_OURS)
     return parser

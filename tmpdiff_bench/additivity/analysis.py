@@ -1,26 +1,19 @@
-"""From a recording to an additivity report."""
+"""From a recording to an additivity report, and from several reports to a joint one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tmpdiff_bench.additivity.fidelity import fidelity
-from tmpdiff_bench.additivity.findings import HYPOTHESES_RULE, Findings
+from tmpdiff_bench.additivity.findings import HYPOTHESES_RULE, Findings, fidelity
 from tmpdiff_bench.additivity.hypotheses import PromptBootstrap, mean_of, rank_within
-from tmpdiff_bench.additivity.inference import (
-    RULE,
-    additivity_test,
-    check_levels,
-    decide,
-    r2_plans,
-)
-from tmpdiff_bench.additivity.measurements import FLOOR_MULTIPLE, MIXED, Group, Measurements
+from tmpdiff_bench.additivity.inference import RULE, additivity_test, check_levels, decide, r2_plans
+from tmpdiff_bench.additivity.measurements import FLOOR_MULTIPLE, Group, Measurements
 from tmpdiff_bench.additivity.predictors import (
     PARAMETER_FREE,
     PREDICTORS,
@@ -34,11 +27,13 @@ from tmpdiff_bench.additivity.records import (
     Score,
     Superposition,
 )
-from tmpdiff_bench.errors import UsageError, unknown
+from tmpdiff_bench.errors import UsageError, check_known
+from tmpdiff_bench.report.style import MIXED
 from tmpdiff_bench.statistics import holm
 
 if TYPE_CHECKING:
     from tmpdiff_bench.trajectory.recording import Recording
+
 
 _RULE = RULE + " Both decisions use p values adjusted (Holm) over the metrics of a predictor. "
 FEW_PLANS = 5  # below, t quantiles exceed 3
@@ -235,8 +230,7 @@ def _chosen(kind: str, names: Sequence[str] | None, known: list[str]) -> list[st
     if isinstance(names, str) or not names:
         raise UsageError(f"{kind}s must be a non-empty list of names, got {names!r}")
     for name in names:
-        if name not in known:
-            raise unknown(kind, name, known)
+        check_known(kind, name, known)
     return list(dict.fromkeys(names))
 
 
@@ -286,3 +280,66 @@ def _warnings(
     for (level, plans), names in few.items():
         fitted = ", ".join(dict.fromkeys(names))
         yield f"{level}: {fitted} scored on only {plans} held-out plans: wide intervals"
+
+
+_JOINT_RULE = RULE + (
+    " Both decisions use p values adjusted (Holm 1979) for each predictor and level over all "
+    "metrics of all models together: {tests}. Adjusting over more tests can turn a verdict of a "
+    "model's own report, which is adjusted over its metrics only, into undecided. "
+    "Hypotheses are decided model by model, without adjustment."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class JointReport:
+    """Reports by name, with scores adjusted over their union; `left_out`: models without weights
+    here, with the reason. `rule` says how verdicts were decided.
+    """
+
+    reports: Mapping[str, AdditivityReport]
+    left_out: Mapping[str, str]
+    rule: str
+
+    def scores_frame(self) -> pd.DataFrame:
+        """`AdditivityReport.scores_frame` of all models, by name."""
+        return _stacked({name: report.scores_frame() for name, report in self.reports.items()})
+
+    def superposition_frame(self) -> pd.DataFrame:
+        """`AdditivityReport.superposition_frame` of all models, by name."""
+        return _stacked({n: report.superposition_frame() for n, report in self.reports.items()})
+
+
+def join(
+    reports: Mapping[str, AdditivityReport], left_out: Mapping[str, str] | None = None
+) -> JointReport:
+    """Adjust the scores of several reports over their union, and decide anew.
+
+    Raises:
+        UsageError: no report, or reports of different margins or levels of the tests.
+    """
+    settings = {(report.margin, report.alpha) for report in reports.values()}
+    if len(settings) != 1:
+        raise UsageError("a joint report takes reports of one margin and one alpha")
+    ((margin, alpha),) = settings
+    scores = [score for report in reports.values() for score in report.scores]
+    decided = iter(adjusted(scores, alpha))
+    joined = {
+        name: replace(report, scores=tuple(next(decided) for _ in report.scores))
+        for name, report in reports.items()
+    }
+    sizes = {
+        sum(s.test is not None for s in scores if (s.level, s.predictor) == family)
+        for family in {(score.level, score.predictor) for score in scores}
+    } - {0}
+    least, most = min(sizes, default=0), max(sizes, default=0)
+    tests = f"{most} tests each" if least == most else f"{least} to {most} tests each"
+    rule = _JOINT_RULE.format(margin=margin, alpha=alpha, tests=tests)
+    return JointReport(joined, dict(left_out or {}), rule)
+
+
+def _stacked(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    parts = [frame.assign(model=name) for name, frame in frames.items() if len(frame)]
+    if not parts:
+        return pd.DataFrame()
+    whole = pd.concat(parts, ignore_index=True)
+    return whole[["model", *(column for column in whole.columns if column != "model")]]

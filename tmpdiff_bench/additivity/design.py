@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.plan import PrecisionPlan
+from tmpdiff_bench.plan import JointPlan, PrecisionPlan
 
 JOINT_PLANS = 12  # of each low level, where nothing else is asked for
 KINDS = ("first", "last", "middle", "alternating", "random")
@@ -17,15 +16,6 @@ _PER_STRATUM = 5  # plans per number of low steps: one of each kind, so that som
 _TRIES = 100
 
 Mask = tuple[int, ...]  # the low steps, ascending
-
-
-@dataclass(frozen=True)
-class JointPlan:
-    """A joint plan, its design label, and whether predictors are scored on it (else: fitted)."""
-
-    plan: PrecisionPlan
-    kind: str
-    held_out: bool
 
 
 def joint_design(

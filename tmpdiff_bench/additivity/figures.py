@@ -13,13 +13,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from tmpdiff_bench.additivity.records import (
-    AdditivityReport,
-    Floats,
-    Predictions,
-    Score,
-)
-from tmpdiff_bench.additivity.style import (
+from tmpdiff_bench.additivity.records import AdditivityReport, Floats, Predictions, Score
+from tmpdiff_bench.additivity.tables import main_scores
+from tmpdiff_bench.report.style import (
     GRID,
     MAIN_METRIC,
     MAIN_PREDICTORS,
@@ -33,7 +29,7 @@ from tmpdiff_bench.additivity.style import (
     predictor_colour,
     predictor_label,
 )
-from tmpdiff_bench.additivity.wording import main_scores, percent, r_squared
+from tmpdiff_bench.report.tables import percent, r_squared
 
 Found = dict[tuple[str, str], Predictions]
 
@@ -44,7 +40,11 @@ def predicted_against_measured(report: AdditivityReport) -> Drawing | None:
     levels = _levels(found)
     if not levels:
         return None
-    texts = {(score.level, score.predictor): _score_text(score) for score in main_scores(report)}
+    texts = {
+        place: _score_text(score)
+        for place, score in main_scores(report).items()
+        if place[1] in MAIN_PREDICTORS
+    }
     with house_style():
         rows = len(MAIN_PREDICTORS)
         text_size = 8 if len(levels) < 4 else 7

@@ -4,37 +4,41 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
-from tmpdiff_bench.additivity.joint import JointReport
-from tmpdiff_bench.additivity.joint_figures import ratios
-from tmpdiff_bench.additivity.measurements import MIXED
-from tmpdiff_bench.additivity.records import AdditivityReport, Score
-from tmpdiff_bench.additivity.report import (
-    check_folder,
-    figure_files,
-    foreign_folder,
-    inlined,
-    is_summary,
-    render,
-    table_files,
-)
-from tmpdiff_bench.additivity.style import (
+from tmpdiff_bench.additivity.analysis import JointReport
+from tmpdiff_bench.additivity.records import AdditivityReport
+from tmpdiff_bench.additivity.report import check_folder, foreign_folder, is_summary
+from tmpdiff_bench.additivity.tables import main_scores, tables
+from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.report.pages import figure_files, inlined, render, table_files, write_files
+from tmpdiff_bench.report.style import (
+    GRID,
     MAIN_METRIC,
     MAIN_PREDICTORS,
+    MIXED,
+    MUTED,
+    Drawing,
+    canvas,
+    house_style,
     level_label,
+    log_axis,
     metric_label,
+    predictor_colour,
     predictor_label,
 )
-from tmpdiff_bench.additivity.tables import Table, tables
-from tmpdiff_bench.additivity.wording import percent, r_squared
-from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.report.tables import Table, aligned, finite, percent, r_squared
+from tmpdiff_bench.statistics import Interval
 
-SCHEMA = "tmpdiff_bench.additivity.joint/1"
+SCHEMA = "tmpdiff_bench.additivity.analysis/1"
 _OURS = {"summary.json", "report.html", "tables", "figures"}
 _LINES, _COLUMNS = 24, 100  # of a screen
 
@@ -45,8 +49,6 @@ def write_joint(joint: JointReport, out: Path) -> Path:
 
     Raises `UsageError` where `out` holds anything else.
     """
-    from tmpdiff_bench.store import write_atomically
-
     check_joint_folder(out, joint.reports)
     written = _tables(joint)
     files = {"summary.json": json.dumps(_summary(joint), allow_nan=False, indent=1).encode()}
@@ -54,6 +56,7 @@ def write_joint(joint: JointReport, out: Path) -> Path:
     figures = figure_files(drawings)
     files |= table_files(written) | figures
     files["report.html"] = render(
+        Path(__file__).parent,
         "joint.html.jinja",
         joint=joint,
         tables={table.name: table for table in written},
@@ -61,10 +64,7 @@ def write_joint(joint: JointReport, out: Path) -> Path:
         images=inlined(figures),
         main_metric=metric_label(MAIN_METRIC),
     ).encode()
-    for name, content in files.items():
-        path = out / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
+    write_files(out, files)
     return out / "report.html"
 
 
@@ -104,28 +104,21 @@ def joint_text(joint: JointReport, page: Path) -> str:
         foot.insert(0, f"{hidden + 1} more rows in the report")
         rows = rows[: room - 1]
     lines = [("model", "level", *map(predictor_label, MAIN_PREDICTORS)), *rows]
-    widths = [max(len(line[i]) for line in lines) + 2 for i in range(len(lines[0]))]
-    body = ["".join(t.ljust(w) for t, w in zip(line, widths, strict=True)) for line in lines]
+    body = aligned(lines, right=False).splitlines()
     return "\n".join([*head, *(line[:_COLUMNS].rstrip() for line in body), *foot])
 
 
 def _screen_rows(name: str, report: AdditivityReport) -> list[tuple[str, ...]]:
-    scores = {
-        (score.level, score.predictor): score
-        for score in report.scores
-        if score.metric == MAIN_METRIC
+    scores = main_scores(report)
+    words = {
+        place: f"{r_squared(s.test.r2_plans)} {s.verdict}" if s.test else s.verdict
+        for place, s in scores.items()
     }
     levels = dict.fromkeys(level for level, _ in scores)
     return [
-        (name, level, *(_cell(scores.get((level, predictor))) for predictor in MAIN_PREDICTORS))
+        (name, level, *(words.get((level, predictor), "") for predictor in MAIN_PREDICTORS))
         for level in levels
     ]
-
-
-def _cell(score: Score | None) -> str:
-    if score is None:
-        return ""
-    return f"{r_squared(score.test.r2_plans)} {score.verdict}" if score.test else score.verdict
 
 
 def _tables(joint: JointReport) -> tuple[Table, ...]:
@@ -156,11 +149,7 @@ def _overview(joint: JointReport) -> Table:
     text, numbers = [], []
     for name, report in joint.reports.items():
         shares = {record.level: record.off_diagonal_share for record in report.superposition}
-        scores = {
-            (score.level, score.predictor): score
-            for score in report.scores
-            if score.metric == MAIN_METRIC
-        }
+        scores = main_scores(report)
         for level in dict.fromkeys(level for level, _ in scores):
             row = {"model": report.manifest["title"], "level": level_label(level)}
             number: dict[str, Any] = {"model": name, "level": level}
@@ -200,12 +189,83 @@ def _summary(joint: JointReport) -> dict[str, Any]:
             }
             for name, report in joint.reports.items()
         },
-        "scores": [_finite(row) for row in rows],
+        "scores": [finite(row) for row in rows],
     }
 
 
-def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
+Ratios = dict[tuple[str, str], Interval]  # by level and predictor
+
+
+def ratios(joint: JointReport) -> Drawing | None:
+    """One panel per level, one line per model; None without a tested predictor."""
+    found = {name: _ratios(report) for name, report in joint.reports.items()}
+    levels = list(dict.fromkeys(level for one in found.values() for level, _ in one))
+    if not levels:
+        return None
+    margin = next(iter(joint.reports.values())).margin
+    with house_style():
+        figure, [axes] = canvas(1, len(levels), 1.3 + 0.45 * len(found), sharex="all", sharey="all")
+        for ax, level in zip(axes, levels, strict=True):
+            ax.axvspan(1 / (1 + margin), 1 + margin, color=GRID, lw=0)
+            ax.axvline(1, color=MUTED, lw=0.9)
+            ax.set_title(level_label(level), fontweight="bold")
+            for place, one in enumerate(found.values()):
+                _intervals(ax, place, level, one)
+            ax.grid(False)
+        ax = axes[0]
+        ax.set(xscale="log", yticks=range(len(found)), yticklabels=list(found))
+        ax.set_ylim(len(found) - 0.5, -0.5)  # the first model on top
+        ends = [end for one in found.values() for i in one.values() for end in (i.low, i.high)]
+        limits = min([*ends, 1]) / 1.1, max([*ends, 1]) * 1.1
+        ax.set_xlim(limits)
+        log_axis(ax.xaxis, *limits, least=2)
+        figure.supxlabel(f"joint / predicted {metric_label(MAIN_METRIC)}")
+        handles = [
+            *(
+                Line2D([], [], marker="o", ms=4, color=predictor_colour(name), label=label)
+                for name, label in zip(
+                    MAIN_PREDICTORS, map(predictor_label, MAIN_PREDICTORS), strict=True
+                )
+            ),
+            Patch(color=GRID, label=f"margin of ±{percent(margin)}"),
+        ]
+        figure.legend(handles=handles, loc="outside upper center", ncols=2)
+    return Drawing(
+        name="ratios",
+        title="Joint over predicted error, by model",
+        caption=(
+            "Geometric means over plans and samples with their 95 % intervals, not adjusted for "
+            "many comparisons: right of 1 a predictor underestimates, left of it overestimates."
+        ),
+        alt="Joint over predicted error: "
+        + "; ".join(
+            f"{name}, {level}, {predictor_label(predictor)} {interval.estimate:.2f}"
+            for name, one in found.items()
+            for (level, predictor), interval in one.items()
+        ),
+        figure=figure,
+    )
+
+
+def _ratios(report: AdditivityReport) -> Ratios:
+    """Of the main predictors and metric, where they were tested and are finite."""
+    found = {
+        place: score.test.ratio
+        for place, score in main_scores(report).items()
+        if place[1] in MAIN_PREDICTORS and score.test
+    }
     return {
-        key: None if isinstance(value, float) and not abs(value) < float("inf") else value
-        for key, value in row.items()
+        key: interval
+        for key, interval in found.items()
+        if np.isfinite([interval.low, interval.estimate, interval.high]).all() and interval.low > 0
     }
+
+
+def _intervals(ax: Axes, place: int, level: str, one: Ratios) -> None:
+    for row, predictor in enumerate(MAIN_PREDICTORS):
+        if (level, predictor) in one:
+            interval = one[level, predictor]
+            y = place + 0.22 * (row - 1)
+            colour = predictor_colour(predictor)
+            ax.plot([interval.low, interval.high], [y, y], color=colour, lw=1.4)
+            ax.plot(interval.estimate, y, "o", color=colour, ms=4)

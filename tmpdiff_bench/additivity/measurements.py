@@ -15,11 +15,11 @@ from tmpdiff_bench.additivity.predictors import SingleErrors
 from tmpdiff_bench.additivity.records import Floats
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.plan import PrecisionPlan
+from tmpdiff_bench.report.style import MIXED
 
 if TYPE_CHECKING:
     from tmpdiff_bench.trajectory.recording import Recording
 
-MIXED = "mixed"
 FLOOR_MULTIPLE = 10  # single errors below this multiple of the numerical floor are flagged
 _SQUARED = {"latent_rmse": False, "latent_mse": True}  # metrics that the inner products give
 _TOLERANCE = 1e-3  # the table may have been computed in float32
@@ -57,10 +57,7 @@ class Measurements:
         """Gather the arrays. Raises `UsageError` where the table is incomplete or contradicts."""
         low, steps, plans = recording.levels[1:], recording.steps, recording.plans
         cells = [(level, step) for level in low for step in range(steps)]
-        runs = [
-            *(PrecisionPlan.single(recording.levels[0], *cell, steps) for cell in cells),
-            *plans,
-        ]
+        runs = [*PrecisionPlan.singles(recording.levels, steps), *plans]
         singles, joint = {}, {}
         for metric in metrics:
             values = _values(recording, metric, runs)

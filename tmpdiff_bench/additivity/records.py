@@ -282,7 +282,7 @@ class AdditivityReport:
         rows = []
         for record in self.fidelity:
             row = {name: getattr(record, name) for name in ("metric", "plan", "kind", "unit")}
-            row |= _columns("mean", record.mean or Interval(math.nan, math.nan, math.nan))
+            row |= (record.mean or Interval()).columns("mean")
             rows.append({**row, "not_available": record.not_available})
         return pd.DataFrame(rows)
 
@@ -304,23 +304,18 @@ def _score_row(score: Score) -> dict[str, Any]:
     """Make a row with the same columns wherever the predictor is defined or not."""
     test = score.test
     clusters = test.clusters if test else (0, score.held_out_plans)
-    undefined = Interval(math.nan, math.nan, math.nan)
     row: dict[str, Any] = {
-        "level": score.level,
-        "metric": score.metric,
-        "predictor": score.predictor,
-        "verdict": score.verdict,
-        "r2_identity": test.r2_identity if test else math.nan,
-        "r2_plans": test.r2_plans if test else math.nan,
-        "r2_common": score.r2_common,
-        "median_relative_error": test.median_relative_error if test else math.nan,
+        name: getattr(score, name) for name in ("level", "metric", "predictor", "verdict")
     }
+    row |= {name: getattr(test, name, math.nan) for name in ("r2_identity", "r2_plans")}
+    row["r2_common"] = score.r2_common
+    row["median_relative_error"] = getattr(test, "median_relative_error", math.nan)
     for name in ("ratio", "ratio_small", "ratio_large", "slope", "intercept"):
-        row |= _columns(name, getattr(test, name) if test else undefined)
-    row |= _columns("rank_within", score.rank_within or undefined)
+        row |= getattr(test, name, Interval()).columns(name)
+    row |= (score.rank_within or Interval()).columns("rank_within")
     row["rank_pairs"] = score.rank_pairs
     for name in ("wald_p", "tost_p", "range_p", "outside_p", "reset_p"):
-        row[name] = getattr(test, name) if test else math.nan
+        row[name] = getattr(test, name, math.nan)
     for name in ("wald_p_holm", "equivalence_p_holm", "outside_p_holm"):
         row[name] = getattr(score, name)
     row |= {
@@ -337,17 +332,13 @@ def _score_row(score: Score) -> dict[str, Any]:
     return row
 
 
-def _columns(name: str, value: Interval) -> dict[str, float]:
-    return {name: value.estimate, f"{name}_low": value.low, f"{name}_high": value.high}
-
-
 def _scalars(record: Superposition | DesignFreeCheck) -> dict[str, Any]:
     """Make a row of the fields that fit a table cell."""
     row: dict[str, Any] = {}
     for item in dataclasses.fields(record):
         value = getattr(record, item.name)
         if value is None or isinstance(value, Interval):
-            row |= _columns(item.name, value or Interval(math.nan, math.nan, math.nan))
+            row |= (value or Interval()).columns(item.name)
         elif item.name == "clusters":
             row[item.name] = min(value) if isinstance(value, tuple) else value
         elif not isinstance(value, (np.ndarray, tuple)):

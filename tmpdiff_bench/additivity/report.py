@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import jinja2
 
 from tmpdiff_bench.additivity.figures import predicted_against_measured, residuals
 from tmpdiff_bench.additivity.measurements import FLOOR_MULTIPLE
 from tmpdiff_bench.additivity.records import AdditivityReport
-from tmpdiff_bench.additivity.step_figures import gram_matrices, sensitivity
-from tmpdiff_bench.additivity.strip import image_strip
-from tmpdiff_bench.additivity.style import MAIN_METRIC, Drawing, level_label, metric_label
-from tmpdiff_bench.additivity.tables import Table, tables
-from tmpdiff_bench.additivity.wording import findings, headline, number, percent, r_squared
+from tmpdiff_bench.additivity.step_figures import gram_matrices, image_strip, sensitivity
+from tmpdiff_bench.additivity.tables import findings, headline, tables
 from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.report.pages import figure_files, inlined, render, table_files, write_files
+from tmpdiff_bench.report.style import MAIN_METRIC, Drawing, level_label, metric_label
+from tmpdiff_bench.report.tables import Table, aligned, number, percent, r_squared
 from tmpdiff_bench.trajectory.recording import call_words
 
 if TYPE_CHECKING:
@@ -38,9 +35,6 @@ def write_report(report: AdditivityReport, recording: Recording, out: Path) -> P
     The same report gives the same bytes. A report that is there is replaced, file by file; raises
     `UsageError` where `out` holds anything else (`check_folder`).
     """
-    # here, so that `check_folder` is there before anything slow is imported
-    from tmpdiff_bench.store import write_atomically
-
     check_folder(out)
     drawings = [
         predicted_against_measured(report),
@@ -50,10 +44,7 @@ def write_report(report: AdditivityReport, recording: Recording, out: Path) -> P
         image_strip(recording),
     ]
     files = _files(report, tables(report), [drawing for drawing in drawings if drawing])
-    for name, content in files.items():
-        path = out / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
+    write_files(out, files)
     return out / "report.html"
 
 
@@ -83,11 +74,10 @@ def summary_text(report: AdditivityReport, page: Path) -> str:
         if score.level not in columns
     }
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
-    first = max((len(name) for name in names), default=0) + 2
-    wide = 2 + max(
-        (len(text) for column in columns.values() for text in column.values()), default=0
-    )
-    shown = list(columns)[: (_SCREEN - first) // wide]
+    cells = [text for column in columns.values() for text in column.values()]
+    room = _SCREEN - max(map(len, names), default=0)
+    shown = list(columns)[: room // (2 + max(map(len, cells), default=0))]
+    rows = [("", *shown), *((n, *(columns[level].get(n, "") for level in shown)) for n in names)]
     manifest = report.manifest
     lines = [
         f"{manifest['title']}: {report.steps} steps, {report.prompts} prompts, "
@@ -95,11 +85,7 @@ def summary_text(report: AdditivityReport, page: Path) -> str:
         f"{metric_label(MAIN_METRIC)} of joint plans, predicted from single steps: "
         "R2 over plans, and verdict",
         "",
-        " " * first + "".join(level.ljust(wide) for level in shown),
-        *(
-            name.ljust(first) + "".join(columns[level].get(name, "").ljust(wide) for level in shown)
-            for name in names
-        ),
+        *aligned(rows, right=False).splitlines(),
         "",
         f"{_nfe_words(manifest)}",
     ]
@@ -151,40 +137,6 @@ def _files(
     return files | figures
 
 
-def figure_files(drawings: Iterable[Drawing]) -> dict[str, bytes]:
-    """Each figure as svg and png."""
-    files = {}
-    for drawing in drawings:
-        files[f"figures/{drawing.name}.svg"] = drawing.to_bytes("svg")
-        files[f"figures/{drawing.name}.png"] = drawing.to_bytes("png")
-    return files
-
-
-def inlined(files: Mapping[str, bytes]) -> dict[str, str]:
-    """Data URIs by figure's name: the smaller of its two files."""
-    names = [name.removesuffix(".svg") for name in files if name.endswith(".svg")]
-    return {name.removeprefix("figures/"): _inline(files, name) for name in names}
-
-
-def table_files(written: tuple[Table, ...]) -> dict[str, bytes]:
-    """Each table as csv, md and tex."""
-    return {
-        f"tables/{table.name}.{kind}": text.encode()
-        for table in written
-        for kind, text in (
-            ("csv", table.to_csv()),
-            ("md", table.to_markdown()),
-            ("tex", table.to_latex()),
-        )
-    }
-
-
-def _inline(files: Mapping[str, bytes], name: str) -> str:
-    kinds = {"image/svg+xml": files[f"{name}.svg"], "image/png": files[f"{name}.png"]}
-    kind, content = min(kinds.items(), key=lambda item: len(item[1]))
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
 def _page(
     report: AdditivityReport,
     written: tuple[Table, ...],
@@ -192,6 +144,7 @@ def _page(
     images: Mapping[str, str],
 ) -> str:
     return render(
+        Path(__file__).parent,
         "report.html.jinja",
         report=report,
         facts=_facts(report),
@@ -205,18 +158,6 @@ def _page(
         images=images,
         nfe=_nfe_words(report.manifest),
     )
-
-
-def render(template: str, **values: Any) -> str:
-    """A page of the templates that lie here; every value is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tmpdiff_bench.additivity", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(template).render(**values)
 
 
 def _facts(report: AdditivityReport) -> dict[str, str]:

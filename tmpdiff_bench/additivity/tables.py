@@ -1,14 +1,13 @@
-"""The tables of a report: whole numbers for machines, one row of text per finding for readers."""
+"""The tables of a report, and its findings in the words that their numbers support."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
+from tmpdiff_bench.additivity.measurements import FLOOR_MULTIPLE
 from tmpdiff_bench.additivity.records import (
     AdditivityReport,
     DesignFreeCheck,
@@ -17,63 +16,23 @@ from tmpdiff_bench.additivity.records import (
     Sensitivity,
     Superposition,
 )
-from tmpdiff_bench.additivity.style import metric_label, predictor_label
-from tmpdiff_bench.additivity.wording import interval, percent, r_squared
+from tmpdiff_bench.report.style import (
+    MAIN_METRIC,
+    MAIN_PREDICTORS,
+    level_label,
+    metric_label,
+    predictor_label,
+)
+from tmpdiff_bench.report.tables import Table, enumerate_words, interval, number, percent, r_squared
 from tmpdiff_bench.statistics import Interval
-
-_TEX = {
-    **{sign: f"\\{sign}" for sign in "#$%&_{}"},
-    "\\": "\\textbackslash{}",
-    "~": "\\textasciitilde{}",
-    "^": "\\textasciicircum{}",
-    "²": "$^2$",
-    "±": "$\\pm$",
-}
-
-
-@dataclass(frozen=True, eq=False)
-class Table:
-    """`frame` holds every column at full precision; `text` what a reader compares, as words."""
-
-    name: str
-    title: str
-    frame: pd.DataFrame
-    text: pd.DataFrame
-
-    def to_csv(self) -> str:
-        """The whole frame; reading it again gives the same numbers."""
-        text: str = self.frame.to_csv(index=False, lineterminator="\n")
-        return text
-
-    def to_markdown(self) -> str:
-        lines = [self.text.columns, ["---"] * self.text.shape[1], *self.text.to_numpy()]
-        cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-        return "".join(f"| {' | '.join(line)} |\n" for line in cells)
-
-    def to_latex(self) -> str:
-        """A `tabular` for a paper that loads booktabs."""
-        head, *body = (
-            " & ".join(_escape_tex(cell) for cell in line) + r" \\"
-            for line in [self.text.columns, *self.text.to_numpy()]
-        )
-        lines = [
-            rf"% {self.title}; needs \usepackage{{booktabs}}",
-            rf"\begin{{tabular}}{{{'l' * self.text.shape[1]}}}",
-            r"\toprule",
-            head,
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-        ]
-        return "\n".join(lines) + "\n"
 
 
 def tables(report: AdditivityReport) -> tuple[Table, ...]:
     """Verdicts, hypotheses, design-free check, sensitivity and fidelity; a table without rows is
     left out.
     """
-    whole = [record for record in report.fidelity if _is_whole(record, report)]
+    one_level = {f"{name}*{report.steps}" for name in report.levels}  # what a reader compares
+    whole = [record for record in report.fidelity if not record.mean or record.plan in one_level]
     steps = [(record, step) for record in report.sensitivity for step in range(report.steps)]
     found = (
         Table(
@@ -175,11 +134,6 @@ def _sensitivity_row(record: Sensitivity, step: int) -> dict[str, str]:
     }
 
 
-def _is_whole(record: Fidelity, report: AdditivityReport) -> bool:
-    """Whether a run has all steps at one level, which is what a reader compares."""
-    return record.mean is None or record.plan in {f"{n}*{report.steps}" for n in report.levels}
-
-
 def _fidelity_row(record: Fidelity) -> dict[str, str]:
     return {
         "metric": metric_label(record.metric),
@@ -193,5 +147,112 @@ def _floor(ratio: float) -> str:
     return f"{ratio:.3g}"
 
 
-def _escape_tex(text: str) -> str:
-    return re.sub("|".join(map(re.escape, _TEX)), lambda found: _TEX[found[0]], text)
+_PREDICTORS = {
+    "sum": "the sum of single-step errors",
+    "root_sum_squares": "the root sum of squares",
+    "gram": "the Gram matrix",
+}
+
+
+def main_scores(report: AdditivityReport) -> dict[tuple[str, str], Score]:
+    """Scores of the main metric, which headlines and figures speak of, by level and predictor."""
+    return {(s.level, s.predictor): s for s in report.scores if s.metric == MAIN_METRIC}
+
+
+def headline(report: AdditivityReport) -> list[str]:
+    """One line per main predictor: its verdict at every level."""
+    lines = []
+    for predictor in MAIN_PREDICTORS:
+        verdicts: dict[str, list[str]] = {}
+        for (_, name), score in main_scores(report).items():
+            if name == predictor:
+                verdicts.setdefault(score.verdict, []).append(level_label(score.level))
+        told = [f"{verdict} at {enumerate_words(levels)}" for verdict, levels in verdicts.items()]
+        if told:
+            lines.append(_capital(f"{_PREDICTORS[predictor]}: {'; '.join(told)}."))
+    return lines
+
+
+def findings(report: AdditivityReport) -> dict[str, str]:
+    """What was found, a paragraph per level."""
+    hypotheses = {record.level: record for record in report.superposition}
+    paragraphs = {}
+    for level in dict.fromkeys(score.level for score in report.scores):
+        every = main_scores(report)
+        scores = [every[level, name] for name in MAIN_PREDICTORS if (level, name) in every]
+        sentences = [_capital("; ".join(_score_words(score, report.margin) for score in scores))]
+        sentences += _best_words(level, report.scores)
+        if level in hypotheses:
+            sentences += _hypothesis_words(hypotheses[level])
+        sentences += _floor_words(level, scores)
+        paragraphs[level] = " ".join(f"{sentence}." for sentence in sentences if sentence)
+    return paragraphs
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _score_words(score: Score, margin: float) -> str:
+    name, test = _PREDICTORS[score.predictor], score.test
+    if test is None:
+        return f"{name} is not defined ({score.reason})"
+    ratio = test.ratio
+    if score.verdict == "supported":
+        said = f"predicts joint errors within ±{percent(margin)}, joint/predicted"
+        said += f" being {interval(ratio)}"
+    elif score.verdict == "undecided" and test.r2_plans <= 0:
+        said = "explains none of the differences between plans "
+        said += f"(R² over plans {r_squared(test.r2_plans)}), "
+        said += f"joint/predicted being {interval(ratio)}"
+    elif score.verdict == "undecided":
+        said = f"is not certainly inside or outside the margin of ±{percent(margin)}, "
+        said += f"joint/predicted being {interval(ratio)}"
+    elif ratio.high < 1 / (1 + margin):
+        factor = Interval(1 / ratio.estimate, 1 / ratio.high, 1 / ratio.low)
+        said = f"overestimates joint errors by a factor of {interval(factor)}"
+    elif ratio.low > 1 + margin:
+        said = f"underestimates joint errors by a factor of {interval(ratio)}"
+    else:
+        said = (
+            f"misses the range of joint errors: joint/predicted is {interval(test.ratio_small)}"
+            f" for small predictions and {interval(test.ratio_large)} for large ones"
+        )
+    return f"{name} {said} ({score.verdict})"
+
+
+def _best_words(level: str, scores: Iterable[Score]) -> list[str]:
+    r2 = {
+        score.predictor: score.r2_common
+        for score in scores
+        if score.level == level and score.metric == MAIN_METRIC and math.isfinite(score.r2_common)
+    }
+    if len(r2) < 2:
+        return []
+    best = max(r2, key=lambda predictor: r2[predictor])
+    return [
+        f"On the plans held out from all {len(r2)} predictors, {predictor_label(best)} has the "
+        f"highest R² over plans, {r_squared(r2[best])}"
+    ]
+
+
+def _hypothesis_words(record: Superposition) -> list[str]:
+    share = record.off_diagonal_share
+    return [
+        f"As vectors (H1, {record.residual_verdict}), the summed deviations leave a relative "
+        f"residual of {interval(record.residual)} at a cosine of {interval(record.cosine)}",
+        f"In mean square (H1m, {record.mean_square_verdict}), joint errors are "
+        f"{interval(record.mean_square_ratio)} times what superposition gives",
+        f"Off-diagonal terms (H2, {record.orthogonality_verdict}) are {interval(share, percent)} "
+        "of the all-low mean square" + (", cancelling a part of it" if share.high < 0 else ""),
+    ]
+
+
+def _floor_words(level: str, scores: Sequence[Score]) -> list[str]:
+    ratio = min((score.floor_ratio for score in scores), default=math.nan)
+    if not ratio < FLOOR_MULTIPLE:
+        return []
+    return [
+        f"The smallest single-step error at {level_label(level)} is {number(ratio)} times the "
+        f"numerical floor: below {FLOOR_MULTIPLE} times it is not to be interpreted"
+    ]

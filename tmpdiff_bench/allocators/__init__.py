@@ -18,8 +18,7 @@ from tmpdiff_bench.allocators.bisection import bisection
 from tmpdiff_bench.allocators.evolutionary import evolutionary
 from tmpdiff_bench.allocators.exhaustive import exhaustive
 from tmpdiff_bench.allocators.first_last import first_last
-from tmpdiff_bench.allocators.gram import gram
-from tmpdiff_bench.allocators.gram_front import FrontPoint, gram_front
+from tmpdiff_bench.allocators.gram import FrontPoint, gram, gram_front
 from tmpdiff_bench.allocators.greedy_backward import greedy_backward
 from tmpdiff_bench.allocators.greedy_forward import greedy_forward
 from tmpdiff_bench.allocators.knapsack import knapsack

@@ -360,6 +360,11 @@ class Allocation:
         return draw(self)
 
 
+def along(table: Floats, choice: Sequence[int]) -> float:
+    """The sum over steps of what a table (S, L) has at a plan's levels."""
+    return math.fsum(table[step, level] for step, level in enumerate(choice))
+
+
 def regret(error: float, optimum: float) -> float:
     """How far an error is above the least one, as a share of that; NaN where that is unknown (NaN),
     or zero and the error is not.

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from tmpdiff_bench.allocators.base import Allocation, AllocationProblem, Choice
-from tmpdiff_bench.allocators.citations import BEAM
-from tmpdiff_bench.allocators.moves import ladder
 from tmpdiff_bench.allocators.options import whole
-from tmpdiff_bench.allocators.oracle import Oracle, declares
+from tmpdiff_bench.allocators.oracle import Oracle, cited, declares
+from tmpdiff_bench.allocators.solvers.moves import ladder
 
 WIDTH = 4
 
@@ -21,7 +20,7 @@ def beam(problem: AllocationProblem, *, width: int = WIDTH) -> Allocation:
     1976), over steps as AdaTSQ does over layers and steps. At most S · width · L + 1 evaluations.
     """
     width = whole("width", width, 1)
-    with Oracle(problem, "beam", BEAM) as oracle:
+    with Oracle(problem, "beam", cited("lowerre1976harpy")) as oracle:
         ladders = [ladder(problem, step) for step in range(problem.steps)]
         cheapest = tuple(rungs[-1] for rungs in ladders)
         need = problem.reference_cost - problem.budget

@@ -11,13 +11,19 @@ from tmpdiff_bench.allocators.base import (
     AllocationProblem,
     Choice,
     InfeasibleBudgetError,
+    along,
 )
-from tmpdiff_bench.allocators.citations import TMPDIFF
-from tmpdiff_bench.allocators.filling import Estimates, Filling, fill, possible_gains
-from tmpdiff_bench.allocators.intervals import Forest, Leaf
-from tmpdiff_bench.allocators.multiple_choice import cheapest_choice
 from tmpdiff_bench.allocators.options import number
-from tmpdiff_bench.allocators.oracle import Oracle, declares
+from tmpdiff_bench.allocators.oracle import Oracle, cited, declares
+from tmpdiff_bench.allocators.solvers.intervals import (
+    Estimates,
+    Filling,
+    Forest,
+    Leaf,
+    fill,
+    possible_gains,
+)
+from tmpdiff_bench.allocators.solvers.multiple_choice import cheapest_choice
 from tmpdiff_bench.errors import UsageError
 
 _SAFETY = 0.9  # of the tolerance that a plan over it would have needed
@@ -69,7 +75,7 @@ def bisection(
     limit = max_evaluations
     if limit is None:
         limit = max(1, 2 * problem.steps * (len(problem.levels) - 1))
-    with Oracle(problem, "bisection", TMPDIFF, limit=limit) as oracle:
+    with Oracle(problem, "bisection", cited("tmpdiff2026"), limit=limit) as oracle:
         forest = Forest(problem, oracle, power, verify)
         if tolerance is not None:
             return _within_tolerance(forest, tolerance)
@@ -99,11 +105,11 @@ def _within_budget(forest: Forest) -> Allocation:
     choice = filling.choice
     if all(len(leaf.steps) == 1 for leaf in forest.leaves) and not _equal_pair(problem):
         exact, total, _ = cheapest_choice(problem, estimates.mean)
-        if total < math.fsum(estimates.mean[s, level] for s, level in enumerate(choice)):
+        if total < along(estimates.mean, choice):
             choice = exact
     oracle(choice)
     plan = problem.choice(oracle.best())
-    total = math.fsum(estimates.mean[step, level] for step, level in enumerate(plan))
+    total = along(estimates.mean, plan)
     predicted = total ** (1 / forest.power) if math.isfinite(total) else None
     return oracle.allocation(plan, predicted_error=predicted, intervals=forest.decided(plan))
 

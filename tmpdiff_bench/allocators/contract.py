@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import re
@@ -23,7 +22,7 @@ from tmpdiff_bench.allocators.base import (
 from tmpdiff_bench.allocators.generated import Task, tasks
 from tmpdiff_bench.allocators.options import as_float, seeded, whole
 from tmpdiff_bench.allocators.oracle import declared_by, evaluation_bound
-from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.errors import UsageError, one_line
 from tmpdiff_bench.plan import PrecisionPlan
 
 Allocate = Callable[[AllocationProblem], Allocation]
@@ -130,7 +129,7 @@ def _equal(found: object, expected: object, promise: str, task: Task) -> None:
 
 
 def _named(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def _twice(plans: Iterable[PrecisionPlan]) -> PrecisionPlan | None:
@@ -324,7 +323,7 @@ def _bad_errors(allocate: Allocate, task: Task, found: Allocation) -> None:
         return  # the single errors said it all: nothing was asked
     for bad in (math.nan, math.inf, -1.0):
         try:
-            allocate(task.problem(functools.partial(_constant, bad)))
+            allocate(task.problem(_always(bad)))
         except MeasurementError:
             continue
         except Exception as failure:
@@ -334,8 +333,8 @@ def _bad_errors(allocate: Allocate, task: Task, found: Allocation) -> None:
         raise ContractError(f"an error of {bad} was taken ({task})")
 
 
-def _constant(value: float, plan: PrecisionPlan) -> float:
-    return value
+def _always(value: float) -> Callable[[PrecisionPlan], float]:
+    return lambda plan: value
 
 
 def _failing(allocate: Allocate, task: Task, found: Allocation) -> None:

@@ -6,12 +6,12 @@ import math
 import textwrap
 from typing import TYPE_CHECKING
 
-from tmpdiff_bench.allocators.base import Allocation
-from tmpdiff_bench.allocators.intervals import Interval
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from tmpdiff_bench.allocators.base import Allocation
+    from tmpdiff_bench.allocators.solvers.intervals import Interval
 
 _WIDTH, _PLAN_LINES = 80, 4
 _ROW, _HEAD, _AROUND = 0.34, 0.45, 0.75  # inches: a row of intervals, a level's title, the rest

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from tmpdiff_bench.allocators.base import Allocation, AllocationProblem, Choice
-from tmpdiff_bench.allocators.citations import OMS_DPM
-from tmpdiff_bench.allocators.moves import random_plan
 from tmpdiff_bench.allocators.options import number, seeded, whole
-from tmpdiff_bench.allocators.oracle import Oracle, declares
+from tmpdiff_bench.allocators.oracle import Oracle, cited, declares
+from tmpdiff_bench.allocators.solvers.moves import random_plan
 
 _TRIES = 20  # children that were known already before the search is taken to be over
 
@@ -34,7 +33,7 @@ def evolutionary(
     limit = max_evaluations
     if limit is None:
         limit = max(1, 4 * problem.steps * (len(problem.levels) - 1))
-    with Oracle(problem, "evolutionary", OMS_DPM, limit=limit) as oracle:
+    with Oracle(problem, "evolutionary", cited("liu2023omsdpm"), limit=limit) as oracle:
         ranked: list[tuple[float, Choice]] = []
         tries = 0
         while oracle.left > 0 and tries < _TRIES:

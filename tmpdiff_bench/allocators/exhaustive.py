@@ -6,8 +6,7 @@ import itertools
 import math
 
 from tmpdiff_bench.allocators.base import Allocation, AllocationProblem
-from tmpdiff_bench.allocators.citations import TMPDIFF_BENCH
-from tmpdiff_bench.allocators.oracle import Oracle, declares
+from tmpdiff_bench.allocators.oracle import Oracle, cited, declares
 from tmpdiff_bench.errors import UsageError
 
 MAX_PLANS = 2**16
@@ -31,7 +30,7 @@ def exhaustive(problem: AllocationProblem) -> Allocation:
             f"{levels} levels at {steps} steps make {levels}^{steps} = {number} plans: "
             f"exhaustive search takes at most {MAX_PLANS:,}"
         )
-    with Oracle(problem, "exhaustive", TMPDIFF_BENCH) as oracle:
+    with Oracle(problem, "exhaustive", cited("tmpdiff_bench")) as oracle:
         for choice in itertools.product(range(levels), repeat=steps):
             if problem.fits(problem.cost(choice)):
                 oracle(choice)

@@ -13,9 +13,9 @@ from tmpdiff_bench.allocators.base import (
     AllocationProblem,
     Choice,
     InfeasibleBudgetError,
+    along,
 )
-from tmpdiff_bench.allocators.citations import TMPDIFF_BENCH
-from tmpdiff_bench.allocators.oracle import Oracle, declares
+from tmpdiff_bench.allocators.oracle import Oracle, cited, declares
 from tmpdiff_bench.errors import UsageError
 
 
@@ -37,17 +37,13 @@ def first_last(
     """
     if by not in ("auto", "single_errors", "search"):
         raise UsageError(f"by={by!r}: 'auto', 'single_errors' or 'search'")
-    with Oracle(problem, "first_last", TMPDIFF_BENCH) as oracle:
+    with Oracle(problem, "first_last", cited("tmpdiff_bench")) as oracle:
         plans = _candidates(problem)
         if by == "search" or (by == "auto" and problem.single_errors is None):
             return oracle.allocation(min(plans, key=oracle))
         singles = oracle.singles()
-
-        def predicted(choice: Choice) -> float:
-            return math.fsum(singles[step, level] for step, level in enumerate(choice))
-
-        best = min(plans, key=predicted)
-        return oracle.allocation(best, predicted_error=predicted(best))
+        best = min(plans, key=lambda choice: along(singles, choice))
+        return oracle.allocation(best, predicted_error=along(singles, best))
 
 
 def _candidates(problem: AllocationProblem) -> list[Choice]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tmpdiff_bench.allocators.base import AllocationProblem, Floats
+from tmpdiff_bench.allocators.base import AllocationProblem, Floats, along
 from tmpdiff_bench.plan import PrecisionPlan
 
 
@@ -115,7 +115,7 @@ def tasks(rng: np.random.Generator) -> Iterator[Task]:
                 return math.sqrt(max(float(gram[np.ix_(rows, rows)].sum()), 0.0))
             if kind == "arbitrary" and any(choice):
                 return float(np.random.default_rng([key, *choice]).gamma(1.0))
-            return math.fsum(singles[step, level] for step, level in enumerate(choice))
+            return along(singles, choice)
 
         recorded = kind in ("additive", "superposed")
         yield Task(

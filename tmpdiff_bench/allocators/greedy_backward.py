@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from tmpdiff_bench.allocators.base import Allocation, AllocationProblem
-from tmpdiff_bench.allocators.citations import MARGINAL
-from tmpdiff_bench.allocators.moves import changed, ladder
-from tmpdiff_bench.allocators.oracle import Oracle, declares
+from tmpdiff_bench.allocators.oracle import Oracle, cited, declares
+from tmpdiff_bench.allocators.solvers.moves import changed, ladder
 
 
 @declares(evaluations=lambda steps, levels: max(1, steps * steps * (levels - 1) + 1))
@@ -16,7 +15,7 @@ def greedy_backward(problem: AllocationProblem) -> Allocation:
     in each round, until there is room for none. Of all plans measured, the best is returned.
     Marginal analysis (Fox 1966) on measured errors. At most S²(L-1) + 1 evaluations.
     """
-    with Oracle(problem, "greedy_backward", MARGINAL) as oracle:
+    with Oracle(problem, "greedy_backward", cited("fox1966discrete")) as oracle:
         ladders = [ladder(problem, step) for step in range(problem.steps)]
         choice = tuple(rungs[-1] for rungs in ladders)
         error = oracle(choice)

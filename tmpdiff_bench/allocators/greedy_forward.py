@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from tmpdiff_bench.allocators.base import Allocation, AllocationProblem
-from tmpdiff_bench.allocators.citations import MARGINAL
-from tmpdiff_bench.allocators.moves import changed, ladder
-from tmpdiff_bench.allocators.oracle import Oracle, declares
+from tmpdiff_bench.allocators.oracle import Oracle, cited, declares
+from tmpdiff_bench.allocators.solvers.moves import changed, ladder
 
 
 @declares(evaluations=lambda steps, levels: max(1, steps * steps * (levels - 1) + 1))
@@ -18,7 +17,7 @@ def greedy_forward(problem: AllocationProblem) -> Allocation:
     measured errors, as the usual greedy of mixed-precision search, over steps. At most
     S²(L-1) + 1 evaluations.
     """
-    with Oracle(problem, "greedy_forward", MARGINAL) as oracle:
+    with Oracle(problem, "greedy_forward", cited("fox1966discrete")) as oracle:
         ladders = [ladder(problem, step) for step in range(problem.steps)]
         choice, error = (0,) * problem.steps, 0.0
         while not problem.fits(problem.cost(choice)):

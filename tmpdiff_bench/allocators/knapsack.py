@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
-from tmpdiff_bench.allocators.base import Allocation, AllocationProblem
-from tmpdiff_bench.allocators.citations import KNAPSACK
-from tmpdiff_bench.allocators.multiple_choice import cheapest_choice
-from tmpdiff_bench.allocators.oracle import Oracle, declares
+from tmpdiff_bench.allocators.base import Allocation, AllocationProblem, along
+from tmpdiff_bench.allocators.oracle import Oracle, cited, declares
+from tmpdiff_bench.allocators.solvers.multiple_choice import cheapest_choice
 
 
 @declares(lambda steps, levels: max(1, steps * (levels - 1) + 1), predicts="sum")
@@ -21,12 +18,12 @@ def knapsack(problem: AllocationProblem) -> Allocation:
     plan within the budget measured less than the plan chosen, that is returned: errors did not add
     up.
     """
-    with Oracle(problem, "knapsack", KNAPSACK) as oracle:
+    with Oracle(problem, "knapsack", cited("kellerer2004knapsack")) as oracle:
         if problem.fits(problem.reference_cost):
             return oracle.allocation((0,) * problem.steps, predicted_error=0.0, lower_bound=0.0)
         singles = oracle.singles()
         chosen, _, bound = cheapest_choice(problem, singles)
         oracle(chosen)
         choice = problem.choice(oracle.best(first=chosen))
-        total = math.fsum(singles[step, level] for step, level in enumerate(choice))
+        total = along(singles, choice)
         return oracle.allocation(choice, predicted_error=total, lower_bound=min(bound, total))

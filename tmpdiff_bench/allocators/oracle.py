@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -79,6 +80,13 @@ def evaluation_bound(allocator: object, steps: int, levels: int) -> int | None:
     """The bound that an allocator declares; None where it declares none."""
     bound = declared_by(allocator).evaluations
     return None if bound is None else int(bound(steps, levels))
+
+
+@functools.cache
+def cited(key: str) -> str:
+    """The BibTeX entry of `references.bib` that has a key."""
+    entries = Path(__file__).with_name("references.bib").read_text(encoding="utf-8").split("\n\n")
+    return next(entry.strip() for entry in entries if f"{{{key}," in entry)
 
 
 class Oracle:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from tmpdiff_bench.allocators.base import Allocation, AllocationProblem
-from tmpdiff_bench.allocators.citations import RANDOM_SEARCH
-from tmpdiff_bench.allocators.moves import random_plan
 from tmpdiff_bench.allocators.options import seeded
-from tmpdiff_bench.allocators.oracle import Oracle, declares
+from tmpdiff_bench.allocators.oracle import Oracle, cited, declares
+from tmpdiff_bench.allocators.solvers.moves import random_plan
 
 _TRIES = 20  # draws without a new plan before there is taken to be none
 
@@ -30,7 +29,7 @@ def random_search(
     limit = max_evaluations
     if limit is None:
         limit = max(1, 2 * problem.steps * (len(problem.levels) - 1))
-    with Oracle(problem, "random_search", RANDOM_SEARCH, limit=limit) as oracle:
+    with Oracle(problem, "random_search", cited("bergstra2012random"), limit=limit) as oracle:
         tries = 0
         while oracle.left > 0 and tries < _TRIES:
             choice = random_plan(problem, generator)

@@ -16,7 +16,7 @@ from tmpdiff_bench.allocators.greedy_forward import greedy_forward
 from tmpdiff_bench.allocators.knapsack import knapsack
 from tmpdiff_bench.allocators.random_search import random_search
 from tmpdiff_bench.allocators.uniform import uniform
-from tmpdiff_bench.errors import unknown
+from tmpdiff_bench.errors import check_known
 
 ALLOCATORS: Mapping[str, Callable[..., Allocation]] = {
     "uniform": uniform,
@@ -35,6 +35,5 @@ ALLOCATORS: Mapping[str, Callable[..., Allocation]] = {
 
 def get_allocator(name: str) -> Callable[..., Allocation]:
     """The allocator of a name. Raises `UsageError` with the nearest name for an unknown one."""
-    if name not in ALLOCATORS:
-        raise unknown("allocator", name, ALLOCATORS)
+    check_known("allocator", name, ALLOCATORS)
     return ALLOCATORS[name]

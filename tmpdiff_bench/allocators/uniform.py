@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 
 from tmpdiff_bench.allocators.base import Allocation, AllocationProblem, InfeasibleBudgetError
-from tmpdiff_bench.allocators.citations import TMPDIFF_BENCH
-from tmpdiff_bench.allocators.oracle import Oracle, declares
+from tmpdiff_bench.allocators.oracle import Oracle, cited, declares
 
 
 @declares(evaluations=lambda steps, levels: levels, may_refuse=True)
@@ -19,7 +18,7 @@ def uniform(problem: AllocationProblem) -> Allocation:
     Raises:
         InfeasibleBudgetError: no single level is within the budget, though mixtures may be.
     """
-    with Oracle(problem, "uniform", TMPDIFF_BENCH) as oracle:
+    with Oracle(problem, "uniform", cited("tmpdiff_bench")) as oracle:
         totals = [math.fsum(column) for column in problem.step_costs.T]
         fitting = [level for level, cost in enumerate(totals) if problem.fits(cost)]
         if not fitting:

@@ -6,18 +6,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from tmpdiff_bench.commands import (
-    ArgumentParser,
-    names,
-    out_folder,
-    positive_int,
-    run,
-    seed,
-)
+from tmpdiff_bench.commands import ArgumentParser, names, out_folder, positive_int, run, seed
 from tmpdiff_bench.costs.hardware import hardware_names, load_hardware
+from tmpdiff_bench.costs.isolation import RANDOM, Subject
 from tmpdiff_bench.costs.table import CostTable, load_costs
-from tmpdiff_bench.costs.worker import RANDOM, Subject
-from tmpdiff_bench.errors import UsageError, unknown
+from tmpdiff_bench.errors import UsageError, check_known
 from tmpdiff_bench.options import argument, call
 from tmpdiff_bench.plan import PrecisionPlan
 
@@ -75,8 +68,7 @@ def _roofline(options: argparse.Namespace) -> None:
 
 
 def _measure(options: argparse.Namespace) -> None:
-    if options.model not in MODELS:
-        raise unknown("model", options.model, MODELS)
+    check_known("model", options.model, MODELS)
     random = options.weights == RANDOM
     for option in ("call", "revision") if random else ("resolution",):
         if getattr(options, option):
@@ -86,17 +78,12 @@ def _measure(options: argparse.Namespace) -> None:
     from tmpdiff_bench.costs.measure import measure
     from tmpdiff_bench.costs.report import checks_text, measured_text
 
+    same = ("model", "levels", "weights", "revision", "steps", "batch", "device")
     subject = Subject(
-        options.model,
-        tuple(options.levels),
-        options.weights,
-        options.revision,
-        options.steps,
-        call(options.call),
-        options.batch,
-        options.device,
-        options.resolution or 1024,
-        options.compile,
+        **{name: getattr(options, name) for name in same},
+        call=call(options.call),
+        resolution=options.resolution or 1024,
+        compiled=options.compile,
     )
     found = measure(subject, repeats=options.repeats, plans=plans, seed=options.seed)
     print(measured_text(found))
@@ -119,63 +106,40 @@ def _save(tables: Sequence[CostTable], folder: Path) -> None:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
-        prog="python -m tmpdiff_bench.costs",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
+        prog="python -m tmpdiff_bench.costs", description=DESCRIPTION, epilog=EXAMPLES
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     roofline = commands.add_parser("roofline", help="bound the cost from layer shapes")
-    roofline.add_argument(
-        "--model", type=names, required=True, metavar="NAMES", help=f"{', '.join(MODELS)}, or all"
-    )
-    roofline.add_argument(
-        "--hardware",
-        type=names,
-        required=True,
-        metavar="NAMES",
-        help=f"{', '.join(hardware_names())}, a sheet of your own (PATH.toml), or all",
-    )
-    roofline.add_argument(
-        "--resolution",
-        type=positive_int,
-        default=1024,
-        metavar="PIXELS",
-        help="side of the square image (default: %(default)s)",
-    )
-    roofline.add_argument(
-        "--levels", type=names, metavar="NAMES", help="levels beside bf16 (default: all)"
-    )
+    some = {"type": names, "required": True, "metavar": "NAMES"}
+    roofline.option("--model", f"{', '.join(MODELS)}, or all", **some)
+    sheets = f"{', '.join(hardware_names())}, a sheet of your own (PATH.toml), or all"
+    roofline.option("--hardware", sheets, **some)
+    pixels = {"type": positive_int, "metavar": "PIXELS"}
+    roofline.option("--resolution", "side of the square image", default=1024, **pixels)
+    beside = "levels beside bf16 (default: all)"
+    roofline.option("--levels", beside, type=names, metavar="NAMES")
     measure = commands.add_parser("measure", help="time levels on this device")
-    measure.add_argument("--model", required=True, metavar="NAME", help="the model, such as sd3")
-    measure.add_argument(
-        "--levels",
-        type=names,
-        required=True,
-        metavar="NAMES",
-        help="the reference and others with real kernels: fp32,native:w8a8",
+    measure.option("--model", "the model, such as sd3", required=True, metavar="NAME")
+    measure.option(
+        "--levels", "the reference and others with real kernels: fp32,native:w8a8", **some
     )
-    measure.add_argument(
+    measure.option(
         "--weights",
+        "'embedded', a folder that diffusers saved, a hub id, or 'random': a denoiser of true "
+        "size, with a reference of native:bf16",
         default="embedded",
-        help="'embedded', a folder that diffusers saved, a hub id, or 'random': a denoiser of true "
-        "size, with a reference of native:bf16 (default: %(default)s)",
     )
-    measure.add_argument("--revision", help="branch, tag or commit of a hub id")
-    measure.add_argument(
+    measure.option("--revision", "branch, tag or commit of a hub id")
+    measure.option(
         "--call",
+        "an argument of the pipeline's call, of a model with weights, such as guidance_scale=1 "
+        "(default: those of embedded models, else the pipeline's own)",
         type=argument,
-        action="append",
-        default=[],
+        repeated=True,
         metavar="NAME=VALUE",
-        help="an argument of the pipeline's call, of a model with weights, such as "
-        "guidance_scale=1 (default: those of embedded models, else the pipeline's own)",
     )
-    measure.add_argument(
-        "--resolution",
-        type=positive_int,
-        metavar="PIXELS",
-        help="side of the square image, with --weights random (default: 1024)",
-    )
+    side = "side of the square image, with --weights random (default: 1024)"
+    measure.option("--resolution", side, **pixels)
     for name, kind, default, text in (
         ("--steps", positive_int, 20, "denoising steps of a plan"),
         ("--batch", positive_int, 1, "images at a time"),
@@ -183,32 +147,15 @@ def _parser() -> ArgumentParser:
         ("--device", str, "cpu", "where the model runs, such as cpu or cuda"),
         ("--seed", seed, 0, "seed of the order within rounds"),
     ):
-        measure.add_argument(
-            name,
-            type=kind,
-            default=default,
-            metavar=name[2:].upper(),
-            help=f"{text} (default: %(default)s)",
-        )
-    measure.add_argument("--compile", action="store_true", help="run torch.compile's networks")
-    measure.add_argument(
-        "--plan",
-        action="append",
-        default=[],
-        metavar="PLAN",
-        help="a plan whose predicted speedup is checked; may be given many times",
-    )
+        measure.option(name, text, type=kind, default=default)
+    measure.option("--compile", "run torch.compile's networks", action="store_true")
+    checked = "a plan whose predicted speedup is checked; may be given many times"
+    measure.option("--plan", checked, repeated=True)
     for command in (roofline, measure):
-        command.add_argument(
-            "--out",
-            type=out_folder,
-            default=Path("data/costs"),
-            metavar="PATH",
-            help="folder of the tables (default: %(default)s)",
-        )
+        command.option("--out", "folder of the tables", type=out_folder, default=Path("data/costs"))
     compare = commands.add_parser("compare", help="a roofline beside a measured table")
-    compare.add_argument("measured", metavar="MEASURED", help="a table's name or file")
-    compare.add_argument("roofline", metavar="ROOFLINE", help="a table's name or file")
+    for name in ("measured", "roofline"):
+        compare.add_argument(name, metavar=name.upper(), help="a table's name or file")
     return parser
 
 

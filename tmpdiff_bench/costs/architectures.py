@@ -6,8 +6,10 @@ diffusers' defaults); each is checked by its published number of parameters.
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from tmpdiff_bench.errors import UsageError, unknown
+from tmpdiff_bench.errors import UsageError, check_known
 
 Inputs = dict[str, Any]
 _LATENT_FACTOR = 8  # pixels a latent pixel's side, of every VAE here
@@ -66,8 +68,7 @@ class Architecture:
 
 def architecture(model: str) -> Architecture:
     """The true-size denoiser of a family. Raises `UsageError` for an unknown one."""
-    if model not in ARCHITECTURES:
-        raise unknown("model", model, ARCHITECTURES)
+    check_known("model", model, ARCHITECTURES)
     return ARCHITECTURES[model]
 
 
@@ -116,66 +117,17 @@ def _sdxl(rows: int, height: int, width: int) -> Inputs:
     }
 
 
-ARCHITECTURES: Mapping[str, Architecture] = {
-    "sd3": Architecture(
-        "SD3-medium",
-        SD3Transformer2DModel,
-        {
-            "num_layers": 24,
-            "num_attention_heads": 24,
-            "caption_projection_dim": 1536,
-            "pos_embed_max_size": 192,
-        },
-        _sd3,
-        rows=2,
-        multiple=16,
-        limit=3072,
-        parameters=2_028_328_000,
-    ),
-    "flux": Architecture(
-        "FLUX.1-dev",
-        FluxTransformer2DModel,
-        {"guidance_embeds": True},
-        _flux,
-        rows=1,  # guidance is distilled into the network
-        multiple=16,
-        limit=8192,
-        parameters=11_901_408_320,
-    ),
-    "pixart": Architecture(
-        "PixArt-Sigma XL/2",
-        PixArtTransformer2DModel,
-        {
-            "caption_channels": 4096,
-            "interpolation_scale": 2,
-            "use_additional_conditions": False,
-        },
-        _pixart,
-        rows=2,
-        multiple=16,
-        limit=8192,
-        parameters=610_856_096,
-    ),
-    "sdxl": Architecture(
-        "SDXL base",
-        UNet2DConditionModel,
-        {
-            "sample_size": 128,
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            "block_out_channels": (320, 640, 1280),
-            "transformer_layers_per_block": (1, 2, 10),
-            "attention_head_dim": (5, 10, 20),
-            "cross_attention_dim": 2048,
-            "use_linear_projection": True,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": 2816,
-        },
-        _sdxl,
-        rows=2,
-        multiple=32,
-        limit=8192,
-        parameters=2_567_463_684,
-    ),
+def _architecture(told: Mapping[str, Any]) -> Architecture:
+    kind, inputs = _KINDS[told["class"]]
+    fields = {name: value for name, value in told.items() if name != "class"}
+    return Architecture(denoiser=kind, inputs=inputs, **fields)
+
+
+_KINDS: Mapping[str, tuple[Callable[..., nn.Module], Callable[[int, int, int], Inputs]]] = {
+    "SD3Transformer2DModel": (SD3Transformer2DModel, _sd3),
+    "FluxTransformer2DModel": (FluxTransformer2DModel, _flux),
+    "PixArtTransformer2DModel": (PixArtTransformer2DModel, _pixart),
+    "UNet2DConditionModel": (UNet2DConditionModel, _sdxl),
 }
+_TOLD = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+ARCHITECTURES = {model: _architecture(told) for model, told in _TOLD.items()}

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tmpdiff_bench.errors import UsageError, unknown
-from tmpdiff_bench.resources import data_folder
+from tmpdiff_bench.costs.table import is_number
+from tmpdiff_bench.errors import UsageError, check_known, unknown
+from tmpdiff_bench.files import data_folder, read_text
 
 # what tensor cores are rated for; literal, as the levels import torch
 FORMATS = (
-    "fp32",
-    "tf32",
-    "bf16",
-    "fp16",
-    "int8",
-    "int4",
-    "fp8",
-    "mxfp8",
-    "mxfp6",
-    "mxfp4",
-    "nvfp4",
+    *("fp32", "tf32", "bf16", "fp16", "int8", "int4"),
+    *("fp8", "mxfp8", "mxfp6", "mxfp4", "nvfp4"),
 )
 _FIELDS = {"name", "memory_gb", "bandwidth_gb_s", "sources", "peak", "absent"}
 
@@ -48,8 +39,8 @@ class Hardware:
     def read(cls, path: Path) -> Hardware:
         """Read a sheet. Raises `UsageError` where a figure is missing, or names no source."""
         try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            content = tomllib.loads(read_text(path, "hardware sheet"))
+        except tomllib.TOMLDecodeError as error:
             raise UsageError(f"hardware sheet {path} can't be read: {error}") from error
         if set(content) != _FIELDS:
             raise UsageError(f"hardware sheet {path} has the fields {sorted(_FIELDS)}")
@@ -59,7 +50,7 @@ class Hardware:
         sources, peak = content["sources"], content["peak"]
         for figure in (content["memory_gb"], content["bandwidth_gb_s"], *peak.values()):
             known = isinstance(figure, dict) and figure.get("source") in sources
-            if not known or not _is_positive(figure.get("value")):
+            if not known or not (is_number(value := figure.get("value")) and value > 0):
                 raise UsageError(f"{path}: {figure} needs a positive value and one of the sources")
         for format in (*peak, *content["absent"]):
             if format not in FORMATS:
@@ -76,16 +67,6 @@ class Hardware:
             sources,
         )
 
-    def why_absent(self, format: str) -> str:
-        """Why there is no rate of a format."""
-        return self.absent.get(format, f"the hardware sheet {self.key} has no rate for {format}")
-
-
-def _is_positive(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return 0 < value < math.inf
-
 
 def hardware_names() -> tuple[str, ...]:
     """Keys of the sheets that come with the library."""
@@ -96,6 +77,5 @@ def load_hardware(name: str) -> Hardware:
     """A sheet by its key, or by the path of its file. Raises `UsageError`."""
     if name.endswith(".toml"):
         return Hardware.read(Path(name))
-    if name not in hardware_names():
-        raise unknown("hardware", name, hardware_names())
+    check_known("hardware", name, hardware_names())
     return Hardware.read(data_folder() / "hardware" / f"{name}.toml")

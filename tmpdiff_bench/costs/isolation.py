@@ -8,22 +8,43 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
-from types import TracebackType
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tmpdiff_bench.costs.table import Cost
-from tmpdiff_bench.costs.worker import Subject
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.plan import PrecisionPlan
 
 MIN_REPEATS = 6  # with fewer, no pair of order statistics holds the median in 95 % of repetitions
 
 
+RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is timed: a model at some levels, running `steps` steps of `batch` images.
+
+    Weights `random` are a denoiser of true size, for square images of `resolution` pixels; others
+    are a pipeline, with arguments of its `call`.
+    """
+
+    model: str
+    levels: tuple[str, ...]
+    weights: str = "embedded"
+    revision: str | None = None
+    steps: int = 20
+    call: Mapping[str, Any] = field(default_factory=dict)
+    batch: int = 1
+    device: str = "cpu"
+    resolution: int = 1024
+    compiled: bool = False
+
+
 class Worker:
-    """A process of its own that holds a subject; a context that ends it.
+    """A process of its own that holds a subject, until `close`.
 
     It loads while others do: `wait` returns when it has.
 
@@ -61,17 +82,6 @@ class Worker:
             with suppress(BrokenPipeError):
                 stream.close()
         self._log.close()
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _send(self, request: str) -> None:
         assert self._process.stdin is not None

@@ -6,15 +6,14 @@ import random
 import re
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 
 from tqdm import tqdm
 
-from tmpdiff_bench.costs.isolation import MIN_REPEATS, Worker, median_cost
+from tmpdiff_bench.costs.isolation import MIN_REPEATS, RANDOM, Subject, Worker, median_cost
 from tmpdiff_bench.costs.table import NATIVE, Cost, CostTable, is_native
-from tmpdiff_bench.costs.worker import RANDOM, Subject
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.trajectory.recording import call_words
@@ -75,18 +74,18 @@ def measure(
     with ExitStack() as stack, tqdm(total=len(levels) + 1, desc="loading", leave=False) as bar:
         workers = {}
         # the one with all levels comes first, alone: what can't be loaded is known after one load
-        workers[""] = stack.enter_context(Worker(subject))
+        workers[""] = stack.enter_context(closing(Worker(subject)))
         about = workers[""].wait()
         bar.update()
         for level in levels:
-            workers[level] = stack.enter_context(Worker(replace(subject, levels=(level,))))
+            workers[level] = stack.enter_context(closing(Worker(replace(subject, levels=(level,)))))
         for level in levels:
             workers[level].wait()
             bar.update()
         times = _rounds(workers, jobs, repeats, random.Random(seed))
     environment = about["environment"]
     alone = {level: [t / steps for t in times[level, uniform[level]]] for level in levels}
-    extra = _switches(alternating) - _switches(blocks)
+    extra = alternating.switches - blocks.switches
     pairs = zip(times["", alternating], times["", blocks], strict=True)
     table = CostTable(
         name=_name(subject, environment["device"]),
@@ -139,7 +138,7 @@ def _compare(
 ) -> PlanCheck:
     steps = len(plan)
     shared = {level: median_cost(together[same]).ms / steps for level, same in uniform.items()}
-    measured, switches = median_cost(together[plan]), _switches(plan) * max(0.0, table.switch.ms)
+    measured, switches = median_cost(together[plan]), plan.switches * max(0.0, table.switch.ms)
     moved = sum(shared[level] - table.levels[level].ms for level in plan)
     predicted = table.cost(plan)
     return PlanCheck(
@@ -156,10 +155,6 @@ def _compare(
 
 def _ratio(over: Sequence[float], under: Sequence[float]) -> Cost:
     return median_cost([a / b for a, b in zip(over, under, strict=True)])
-
-
-def _switches(plan: PrecisionPlan) -> int:
-    return sum(a != b for a, b in zip(plan.levels, plan.levels[1:], strict=False))
 
 
 def _how(subject: Subject) -> dict[str, str | int | float]:

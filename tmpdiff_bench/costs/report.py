@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from tmpdiff_bench.costs.measure import Measurement, PlanCheck
 from tmpdiff_bench.costs.table import NATIVE, Cost, CostTable
 from tmpdiff_bench.errors import UsageError
-
-Row = Sequence[str]
+from tmpdiff_bench.report.tables import aligned
 
 
 def roofline_text(table: CostTable) -> str:
@@ -109,18 +108,6 @@ def comparison_text(measured: CostTable, roofline: CostTable) -> str:
     header = ("level", "roofline ms", "measured ms", "of the bound", "speedup", "measured")
     head = f"{measured.model}: {roofline.device} (roofline), {measured.device} (measured)"
     return "\n".join([head, aligned([header, *rows])])
-
-
-def aligned(rows: Sequence[Row]) -> str:
-    """Rows as columns: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
 
 
 def _interval(cost: Cost) -> str:

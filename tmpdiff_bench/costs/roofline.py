@@ -82,7 +82,8 @@ def roofline_table(
         if mode in hardware.peak:
             times[name] = step_time(operations, level, hardware)
         else:
-            refused[name] = f"{mode}: {hardware.why_absent(mode)}"
+            lacking = f"the hardware sheet {hardware.key} has no rate for {mode}"
+            refused[name] = f"{mode}: {hardware.absent.get(mode, lacking)}"
     if refused and len(times) == 1:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
         raise UsageError(f"{hardware.name} runs none of these levels: {reasons}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tmpdiff_bench.costs.architectures import Architecture, architecture
-from tmpdiff_bench.costs.worker import RANDOM, Subject
+from tmpdiff_bench.costs.isolation import RANDOM, Subject
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.levels import LevelBank
 from tmpdiff_bench.noise import generator_seed

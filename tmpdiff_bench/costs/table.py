@@ -6,19 +6,19 @@ numpy only, so that plans can be allocated on a machine that holds no model.
 from __future__ import annotations
 
 import json
+import math
 import re
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tmpdiff_bench.errors import UsageError, unknown
+from tmpdiff_bench.errors import UsageError, check_known, unknown
+from tmpdiff_bench.files import data_folder, parse_json, read_text
 from tmpdiff_bench.plan import PrecisionPlan
-from tmpdiff_bench.resources import data_folder
 
 Kind = Literal["measured", "roofline"]
 NATIVE = "native:"
@@ -36,7 +36,7 @@ class Cost:
 
     def __post_init__(self) -> None:
         low, high = self.interval or (self.ms, self.ms)
-        if not all(_is_number(v) for v in (self.ms, low, high)) or not low <= self.ms <= high:
+        if not all(is_number(v) for v in (self.ms, low, high)) or not low <= self.ms <= high:
             raise UsageError(f"{self.ms!r} ms with interval {self.interval!r} is no cost")
 
 
@@ -68,8 +68,7 @@ class CostTable:
     unit = "ms"
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise unknown("kind of cost table", str(self.kind), get_args(Kind))
+        check_known("kind of cost table", str(self.kind), get_args(Kind))
         if not self.levels:
             raise UsageError(f"cost table {self.name} has no levels")
         for level, cost in self.levels.items():
@@ -99,8 +98,8 @@ class CostTable:
 
     def cost(self, plan: PrecisionPlan) -> float:
         """Time of a whole plan, ms: its steps, and its switches where these cost anything."""
-        switches = sum(a != b for a, b in zip(plan.levels, plan.levels[1:], strict=False))
-        return float(sum(self._ms(level) for level in plan) + switches * max(0.0, self.switch.ms))
+        switching = plan.switches * max(0.0, self.switch.ms)
+        return float(sum(self._ms(level) for level in plan) + switching)
 
     def speedup(self, plan: PrecisionPlan) -> float:
         """Cost of the reference in as many steps, over the cost of `plan`."""
@@ -133,31 +132,15 @@ class CostTable:
 
     def to_json(self) -> str:
         """JSON text, the same for the same table."""
-        content = {
-            "schema_version": _SCHEMA_VERSION,
-            "name": self.name,
-            "kind": self.kind,
-            "model": self.model,
-            "device": self.device,
-            "unit": self.unit,
-            "levels": {level: _cost_json(cost) for level, cost in self.levels.items()},
-            "switch": _cost_json(self.switch),
-            "compute_bound": dict(self.compute_bound),
-            "refused": dict(self.refused),
-            "setting": dict(self.setting),
-            "versions": dict(self.versions),
-        }
+        fields = asdict(self)
+        head = {name: fields.pop(name) for name in ("name", "kind", "model", "device")}
+        content = {"schema_version": _SCHEMA_VERSION, **head, "unit": self.unit, **fields}
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> CostTable:
         """Read what `to_json` wrote. Raises `UsageError` for anything else."""
-        try:
-            content = json.loads(text, object_pairs_hook=_unique)
-        except UsageError:
-            raise
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f"a cost table's JSON cannot be read: {error}") from error
+        content = parse_json(text, "a cost table's JSON")
         if not isinstance(content, dict) or set(content) != _FIELDS:
             found = sorted(content) if isinstance(content, dict) else type(content).__name__
             raise UsageError(f"a cost table's JSON has the fields {sorted(_FIELDS)}, not {found}")
@@ -205,13 +188,9 @@ def load_costs(name: str | Path) -> CostTable:
     """
     path = Path(name)
     if path.suffix != ".json":
-        if str(name) not in shipped():
-            raise unknown("cost table", str(name), shipped())
+        check_known("cost table", str(name), shipped())
         path = data_folder() / "costs" / f"{name}.json"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cost table {path} can't be read: {error}") from error
+    text = read_text(path, "cost table")
     try:
         return CostTable.from_json(text)
     except UsageError as error:
@@ -228,10 +207,6 @@ _MAPPINGS: dict[str, tuple[type, ...]] = {
 _FIELDS = {"schema_version", "name", "kind", "model", "device", "unit", "switch", *_MAPPINGS}
 
 
-def _cost_json(cost: Cost) -> dict[str, Any]:
-    return {"ms": cost.ms, "interval": cost.interval}
-
-
 def _cost(content: Any) -> Cost:
     if not isinstance(content, dict) or set(content) != {"ms", "interval"}:
         raise UsageError(f"a cost is an object of 'ms' and 'interval', not {content!r}")
@@ -243,10 +218,12 @@ def _cost(content: Any) -> Cost:
     return Cost(content["ms"], interval)
 
 
-def _is_number(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+def is_number(value: object) -> bool:
+    """Whether a value of a file is a finite number."""
+    try:
+        return _is_a(value, (int, float)) and math.isfinite(value)  # type: ignore[arg-type]
+    except OverflowError:  # an integer beyond all floats
         return False
-    return abs(value) <= sys.float_info.max  # neither infinite, nor NaN, nor a larger integer
 
 
 def _is_a(value: object, kinds: tuple[type, ...]) -> bool:
@@ -255,10 +232,3 @@ def _is_a(value: object, kinds: tuple[type, ...]) -> bool:
 
 def _bare(level: str) -> str:
     return level.removeprefix(NATIVE)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        raise UsageError(f"a cost table's JSON has a field twice: {[name for name, _ in pairs]}")
-    return content

@@ -8,11 +8,10 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tmpdiff_bench.commands import ArgumentParser, finite_float, positive_int, run
-from tmpdiff_bench.deploy.formats import FORMATS, export, from_comma
-from tmpdiff_bench.deploy.policy import StepPolicy
+from tmpdiff_bench.deploy.formats import FORMATS, StepPolicy, export, from_comma
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.files import read_text
 from tmpdiff_bench.options import add_options, experiment, given, levels, values
@@ -165,7 +164,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _projected(plan: PrecisionPlan, high: str, folder: Path, costs: str) -> PrecisionPlan:
-    from tmpdiff_bench.deploy.projection import project
+    from tmpdiff_bench.deploy.formats import project
 
     problem = _problem(folder, costs, speedup=1.0)
     if problem.levels[0] != high:
@@ -228,22 +227,16 @@ def _is_picture(path: Path) -> None:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
-        prog="python -m tmpdiff_bench.deploy",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        prog="python -m tmpdiff_bench.deploy", description=DESCRIPTION, epilog=EXAMPLES
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    recording: dict[str, Any] = {"type": Path, "metavar": "PATH"}
-    costs: dict[str, Any] = {"default": BITS, "metavar": "TABLE"}
-    costs["help"] = "a cost table's name or file (default: in proportion to bits, an assumption)"
+    table = "a cost table's name or file (default: in proportion to bits, an assumption)"
     allocate = commands.add_parser("allocate", help="find a plan for a speedup")
-    allocate.add_argument("--recording", help="a recording to use instead", **recording)
-    allocate.add_argument("--speedup", type=finite_float, required=True, metavar="X")
-    allocate.add_argument("--allocator", default="gram", metavar="NAME")
-    allocate.add_argument("--costs", **costs)
-    allocate.add_argument("--out", type=Path, required=True, metavar="PATH")
+    allocate.option("--recording", "a recording to use instead", type=Path)
+    allocate.option("--speedup", "how many times", type=finite_float, required=True, metavar="X")
+    allocate.option("--allocator", "which chooses", default="gram", metavar="NAME")
+    allocate.add_argument("--costs", default=BITS, metavar="TABLE", help=table)
+    allocate.option("--out", "file of the plan", type=Path, required=True)
     add_options(
         allocate,
         without=("capture", "plans"),
@@ -253,23 +246,23 @@ def _parser() -> ArgumentParser:
     )
     apply = commands.add_parser("apply", help="make an image with a plan and without it")
     apply.add_argument("plan", type=Path, metavar="PLAN")
-    apply.add_argument("--prompt", required=True, metavar="TEXT")
-    apply.add_argument("--out", type=Path, required=True, metavar="PATH", help="the picture")
-    apply.add_argument("--repeats", type=positive_int, default=3, help="timed images of each")
+    apply.option("--prompt", "what to draw", required=True, metavar="TEXT")
+    apply.option("--out", "the picture", type=Path, required=True)
+    apply.option("--repeats", "timed images of each", type=positive_int, default=3)
     add_options(apply, without=_NOT_LOADING)
     ex = commands.add_parser("export", help="write a plan as engines read it")
     ex.add_argument("plan", type=Path, metavar="PLAN")
-    ex.add_argument("--format", required=True, choices=FORMATS)
-    ex.add_argument("--recording", help="what to project by", **recording)
-    ex.add_argument("--costs", **costs)
-    ex.add_argument("--out", type=Path, metavar="PATH", help="(default: standard output)")
+    ex.option("--format", "of what is written", required=True, choices=FORMATS, metavar=None)
+    ex.option("--recording", "what to project by", type=Path)
+    ex.add_argument("--costs", default=BITS, metavar="TABLE", help=table)
     for command in (apply, ex):
-        command.add_argument("--reference", default="fp32", metavar="LEVEL", help="the high level")
+        command.option("--reference", "the high level", default="fp32", metavar="LEVEL")
     back = commands.add_parser("import", help="read a policy or a comma list as a plan")
     back.add_argument("file", type=Path, metavar="FILE")
-    back.add_argument("--steps", type=positive_int, metavar="S")
-    back.add_argument("--levels", type=levels, metavar="HIGH,LOW")
-    back.add_argument("--out", type=Path, metavar="PATH", help="(default: standard output)")
+    back.option("--steps", "of the plan", type=positive_int, metavar="S")
+    back.option("--levels", "of the plan", type=levels, metavar="HIGH,LOW")
+    for command in (ex, back):
+        command.option("--out", "file (default: standard output)", type=Path)
     return parser
 
 

@@ -20,10 +20,9 @@ from tmpdiff_bench.levels.level import SIMULATED
 from tmpdiff_bench.metrics import IMAGE_METRICS
 from tmpdiff_bench.noise import generator_seed
 from tmpdiff_bench.pipelines import LoadedModel, denoisers
-from tmpdiff_bench.pipelines.calls import Call, check_call, read_argument, refusing
+from tmpdiff_bench.pipelines.calls import Call, as_images, check_call, read_argument, refusing
 from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.prompts.base import prompt_id
-from tmpdiff_bench.trajectory.outputs import as_images
 
 
 @dataclass(frozen=True)

@@ -5,5 +5,5 @@ from .formats import FORMATS as FORMATS
 from .formats import quantize_dequantize as quantize_dequantize
 from .level import LEVEL_NAMES as LEVEL_NAMES
 from .level import Level as Level
-from .memory import RESIDENCIES as RESIDENCIES
-from .memory import Memory as Memory
+from .residency import RESIDENCIES as RESIDENCIES
+from .residency import Memory as Memory

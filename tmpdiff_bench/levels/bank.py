@@ -9,15 +9,21 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from tmpdiff_bench.errors import UsageError, unknown
+from tmpdiff_bench.errors import UsageError, check_known
 from tmpdiff_bench.levels.devices import check_runs, is_reference
 from tmpdiff_bench.levels.leaf import Layers, Leaf, check_layer, computable, from_disk
 from tmpdiff_bench.levels.level import NATIVE, Level
-from tmpdiff_bench.levels.lowrank import LowRankLinear, largest_inputs, smoothers
-from tmpdiff_bench.levels.memory import RESIDENCIES, Memory, memory
 from tmpdiff_bench.levels.native import int8_inputs, native_layer
-from tmpdiff_bench.levels.residency import Store, store
-from tmpdiff_bench.levels.simulated import ActivationRounder, Shared, SimulatedConv, SimulatedLinear
+from tmpdiff_bench.levels.residency import RESIDENCIES, Memory, Store, memory, store
+from tmpdiff_bench.levels.simulated import (
+    ActivationRounder,
+    LowRankLinear,
+    Shared,
+    SimulatedConv,
+    SimulatedLinear,
+    largest_inputs,
+    smoothers,
+)
 
 
 class LevelBank:
@@ -45,8 +51,7 @@ class LevelBank:
     ) -> None:
         if len(set(levels)) != len(levels):
             raise UsageError(f"a level is named twice in {','.join(levels)}")
-        if residency not in RESIDENCIES:
-            raise unknown("residency", residency, RESIDENCIES)
+        check_known("residency", residency, RESIDENCIES)
         parsed = [Level.parse(name) for name in levels]
         for level in parsed:
             check_runs(level, denoiser)
@@ -81,8 +86,7 @@ class LevelBank:
 
     def check(self, level: str) -> None:
         """Raise `UsageError` for a level that is not here; unlike `at`, load nothing."""
-        if level not in self.levels:
-            raise unknown("level", level, self.levels)
+        check_known("level", level, self.levels)
 
     def layers(self, level: str) -> Layers:
         """The exchanged layers of a level, by name; none at the reference."""

@@ -48,7 +48,11 @@ class Level:
         found = _NAME.fullmatch(name)
         base = found["base"] if found else ""
         if found is None or base not in _FORMATS:
-            raise _no_such(name)
+            prefix = (
+                f"{NATIVE}:" if name.startswith("native") else ""
+            )  # the nearest is of its backend
+            shown = [prefix + other for other in _FORMATS if not (prefix and other == "fp32")]
+            raise unknown("level", name, [*shown, f"{prefix}w4a4+lr32"])
         weight, activation = _FORMATS[base]
         rank = int(found["rank"]) if found["rank"] else None
         if found["native"] and weight is None:
@@ -77,13 +81,6 @@ class Level:
     def base(self) -> str:
         """The name without backend and low-rank branch, such as w4a4."""
         return self.name.removeprefix(f"{NATIVE}:").partition("+")[0]
-
-
-def _no_such(name: str) -> UsageError:
-    """The error for a name; the nearest one is sought among those of its backend."""
-    prefix = f"{NATIVE}:" if name.startswith("native") else ""
-    shown = [prefix + base for base in _FORMATS if not (prefix and base == "fp32")]
-    return unknown("level", name, [*shown, f"{prefix}w4a4+lr32"])
 
 
 # a16 is bf16: what weight-only kernels compute in

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.levels.formats import CASTS
-from tmpdiff_bench.levels.integers import integer_codes
+from tmpdiff_bench.levels.formats import CASTS, integer_codes
 from tmpdiff_bench.levels.leaf import Leaf
 from tmpdiff_bench.levels.level import Level
 from tmpdiff_bench.levels.simulated import Shared

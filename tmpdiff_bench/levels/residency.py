@@ -11,43 +11,36 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tmpdiff_bench.levels.leaf import Layers, Make
+from tmpdiff_bench.levels.devices import check_runs, is_reference
+from tmpdiff_bench.levels.formats import CASTS
+from tmpdiff_bench.levels.leaf import QUANTIZABLE, Layers, Make, compute_dtype
+from tmpdiff_bench.levels.level import NATIVE, Level
 from tmpdiff_bench.levels.native import pack, unpack
 
 
-class Store(Protocol):
-    """Layers of one level that come when they are needed, and go."""
-
-    def wake(self) -> Layers:
-        """The layers, ready to run."""
-        ...
-
-    def sleep(self) -> None:
-        """Free the memory that the layers do not share with the reference."""
-        ...
-
-
-class Resident:
-    """Layers that stay."""
+class Store:
+    """Layers of one level that come when they are needed, and go; these are made once, and stay."""
 
     def __init__(self, make: Make) -> None:
         self._layers = make()
 
     def wake(self) -> Layers:
+        """The layers, ready to run."""
         return self._layers
 
     def sleep(self) -> None:
-        pass
+        """Free the memory that the layers do not share with the reference."""
 
 
-class Derived:
+class Derived(Store):
     """Layers that are made anew every time."""
 
     def __init__(self, make: Make) -> None:
@@ -56,15 +49,12 @@ class Derived:
     def wake(self) -> Layers:
         return self._make()
 
-    def sleep(self) -> None:
-        pass
 
-
-class Offloaded:
+class Offloaded(Store):
     """Layers that are made once, and whose own tensors are put aside in between."""
 
     def __init__(self, make: Make, reference: nn.Module) -> None:
-        self._layers = make()
+        super().__init__(make)
         self._device = next(reference.parameters()).device
         aside = _Files if self._device.type == "cpu" else _HostMemory
         self._aside: _Files | _HostMemory = aside([t for _, _, t in self._tensors()])
@@ -89,7 +79,7 @@ class Offloaded:
 def store(mode: str, make: Make, reference: nn.Module) -> Store:
     """The layers that `make` makes, kept as a residency says."""
     if mode == "resident":
-        return Resident(make)
+        return Store(make)
     return Derived(make) if mode == "derive" else Offloaded(make, reference)
 
 
@@ -122,3 +112,87 @@ class _Files:
             pack(tensor) if packed else tensor
             for tensor, packed in zip(tensors, self._packed, strict=True)
         ]
+
+
+RESIDENCIES = ("resident", "offload", "derive")
+# bytes of a weight of torchao on CUDA, of an output channel, and of a group of 16 inputs
+_TORCHAO = {
+    "w8a8": (1.0, 4.0, 0.0),
+    "w8a16": (1.0, 4.0, 0.0),
+    "fp8": (1.0, 4.0, 0.0),
+    "w4a16": (0.5, 0.0, 1.0),
+    "mxfp8": (1.0, 0.0, 0.5),
+    "nvfp4": (0.5, 0.0, 1.0),
+}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of the reference denoiser, and of the weights that each level has for itself."""
+
+    reference: int
+    own: dict[str, int]
+    residency: str
+
+    @property
+    def total(self) -> int:
+        """Bytes on the denoiser's device: all levels when resident, otherwise the largest."""
+        own = self.own.values()
+        return self.reference + (sum(own) if self.residency == "resident" else max(own, default=0))
+
+    def __str__(self) -> str:
+        each = ", ".join(f"{level} {_megabytes(size)}" for level, size in self.own.items())
+        return (
+            f"weights: {_megabytes(self.total)} ({self.residency}): reference "
+            f"{_megabytes(self.reference)}, besides {each or 'nothing'}"
+        )
+
+
+def memory(
+    denoiser: nn.Module,
+    levels: Sequence[str],
+    quantized: Sequence[str],
+    residency: str = "resident",
+) -> Memory:
+    """What a `LevelBank` with these arguments takes.
+
+    Raises:
+        UsageError: a level is unknown, or one that the denoiser's device can't run.
+    """
+    tensors = [*denoiser.parameters(), *denoiser.buffers()]
+    own = {}
+    for level in map(Level.parse, levels):
+        check_runs(level, denoiser)
+        if not is_reference(level, denoiser):
+            sizes = (own_bytes(denoiser.get_submodule(name), level) for name in quantized)
+            own[level.name] = sum(sizes)
+    return Memory(sum(t.nbytes for t in tensors), own, residency)
+
+
+def own_bytes(layer: nn.Module, level: Level) -> int:
+    """Bytes that a layer's twin at a level does not share with the reference.
+
+    Smoothing factors of low-rank branches are counted for every layer, though some share them.
+    """
+    if not isinstance(layer, QUANTIZABLE):
+        return 0
+    weight, bias = layer.weight, layer.bias
+    outputs, dtype = weight.shape[0], compute_dtype(layer)
+    inputs = weight.numel() // outputs
+    if level.backend != NATIVE:
+        rank = min(level.rank or 0, outputs, inputs) if isinstance(layer, nn.Linear) else 0
+        branch = rank * (outputs + inputs) + (inputs if rank else 0)
+        return dtype.itemsize * (weight.numel() + branch)
+    cast = 0 if bias is None or dtype == CASTS.get(level.base, torch.bfloat16) else 2 * bias.numel()
+    if level.base in CASTS:
+        return cast + 2 * weight.numel()
+    if not isinstance(layer, nn.Linear):
+        return 0
+    if weight.device.type == "cpu":  # codes; a scale and a zero point an output
+        return weight.numel() + (4 + 8) * outputs
+    each, channel, sixteen = _TORCHAO[level.base]
+    return cast + int(each * weight.numel() + channel * outputs + sixteen * weight.numel() / 16)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

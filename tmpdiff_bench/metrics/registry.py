@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
 
-from tmpdiff_bench.errors import unknown
-from tmpdiff_bench.metrics import scene, similarity
-from tmpdiff_bench.metrics.base import Comparison, Features, Measured, Metric, NotAvailableError
+from tmpdiff_bench.errors import UsageError, check_known
+from tmpdiff_bench.metrics import fidelity
+from tmpdiff_bench.metrics.base import (
+    Comparison,
+    Features,
+    Measured,
+    Metric,
+    MetricValue,
+    NotAvailableError,
+)
 from tmpdiff_bench.metrics.features import (
     INCEPTION_SIDE,
     SCENES_SIDE,
+    Array,
+    frechet_of_features,
     inception_features,
     inception_weights,
+    kernel_distance,
     resize_name,
     scenes_features,
 )
-from tmpdiff_bench.metrics.fidelity import (
-    mean_squared_error,
-    one_minus_ssim,
-    root_mean_squared_error,
-)
 from tmpdiff_bench.metrics.perceptual import lpips_distance, lpips_scenes, lpips_weights
-from tmpdiff_bench.metrics.sets import Array, frechet_of_features, kernel_distance
-from tmpdiff_bench.metrics.weights import scenes_weights
+from tmpdiff_bench.metrics.weights import scenes_recogniser, scenes_weights
+from tmpdiff_bench.zoo.captions import Requirement
+from tmpdiff_bench.zoo.recogniser import Verdict, judge, read
 
 
 def _pairwise(
@@ -83,6 +90,26 @@ def _of_sets(
     )
 
 
+def _objects(comparison: Comparison) -> Measured:
+    """Share of the asked objects that each image shows: shape, colour and what else was said."""
+    return Measured(np.array([v.found / v.asked for v in _verdicts(comparison)]))
+
+
+def _everything(comparison: Comparison) -> Measured:
+    """1 where an image shows all that was asked and no other object, else 0."""
+    return Measured(np.array([float(v.all) for v in _verdicts(comparison)]))
+
+
+def _verdicts(comparison: Comparison) -> list[Verdict]:
+    requirements = comparison.requirements
+    if requirements is None:
+        raise NotAvailableError("what the prompts require is known for Scenes prompts only")
+    if len(requirements) != len(comparison.x):
+        raise UsageError(f"{len(requirements)} requirements for {len(comparison.x)} images")
+    readings = read(scenes_recogniser(str(comparison.x.device)), comparison.x.float())
+    return [judge(asked, seen) for asked, seen in zip(requirements, readings, strict=True)]
+
+
 def _shown(name: str, measure: Callable[[Comparison], Measured]) -> Metric:
     """A metric of the images and what was asked of them; the reference plays no part."""
     return Metric(
@@ -96,90 +123,48 @@ def _shown(name: str, measure: Callable[[Comparison], Measured]) -> Metric:
         symmetric=False,
         packages=("torch",),
         weights=scenes_weights,
-        only=scene.SIDE,
+        only=SCENES_SIDE,
     )
 
 
-_TM = ("torchmetrics",)
-_LPIPS = ("lpips", "torch")
-_SSIM: dict[str, Any] = {"packages": _TM, "smallest": similarity.SSIM_SIDE}
+_TM: dict[str, Any] = {"packages": ("torchmetrics",)}
+_SSIM: dict[str, Any] = {**_TM, "smallest": fidelity.SSIM_SIDE}
+_MS_SSIM: dict[str, Any] = {**_TM, "smallest": fidelity.MS_SSIM_SIDE}
+_LPIPS: dict[str, Any] = {"packages": ("lpips", "torch")}
+_SCENES: dict[str, Any] = {**_LPIPS, "weights": scenes_weights, "smallest": 8}
+_RMSE, _INFINITE = fidelity.root_mean_squared_error, float("inf")
+_NETWORKS = {
+    "": (inception_features, INCEPTION_SIDE, inception_weights),
+    "-scenes": (scenes_features, SCENES_SIDE, scenes_weights),
+}
 _ALL = (
-    _pairwise("latent_rmse", "latents", root_mean_squared_error, "latent units"),
-    _pairwise("latent_mse", "latents", mean_squared_error, "squared latent units"),
-    _pairwise("latent_cosine", "latents", similarity.cosine, "1", identical=1),
-    _pairwise("image_rmse", "images", root_mean_squared_error, "range of pixels"),
-    _pairwise("psnr", "images", similarity.psnr, "dB", identical=float("inf")),
-    _pairwise("ssim", "images", similarity.ssim, "1", identical=1, **_SSIM),
-    _pairwise("one_minus_ssim", "images", one_minus_ssim, "1", **_SSIM),
-    _pairwise(
-        "ms_ssim",
-        "images",
-        similarity.ms_ssim,
-        "1",
-        identical=1,
-        packages=_TM,
-        smallest=similarity.MS_SSIM_SIDE,
+    _pairwise("latent_rmse", "latents", _RMSE, "latent units"),
+    _pairwise("latent_mse", "latents", fidelity.mean_squared_error, "squared latent units"),
+    _pairwise("latent_cosine", "latents", fidelity.cosine, "1", identical=1),
+    _pairwise("image_rmse", "images", _RMSE, "range of pixels"),
+    _pairwise("psnr", "images", fidelity.psnr, "dB", identical=_INFINITE),
+    _pairwise("ssim", "images", fidelity.ssim, "1", identical=1, **_SSIM),
+    _pairwise("one_minus_ssim", "images", fidelity.one_minus_ssim, "1", **_SSIM),
+    _pairwise("ms_ssim", "images", fidelity.ms_ssim, "1", identical=1, **_MS_SSIM),
+    *(
+        _pairwise(
+            *(name, "images", lpips_distance(network), "1"),
+            weights=partial(lpips_weights, network),
+            smallest=smallest,
+            **_LPIPS,
+        )
+        for name, network, smallest in (("lpips", "alex", 32), ("lpips-vgg", "vgg", 16))
     ),
-    _pairwise(
-        "lpips",
-        "images",
-        lpips_distance("alex"),
-        "1",
-        packages=_LPIPS,
-        weights=lambda: lpips_weights("alex"),
-        smallest=32,
-    ),
-    _pairwise(
-        "lpips-vgg",
-        "images",
-        lpips_distance("vgg"),
-        "1",
-        packages=_LPIPS,
-        weights=lambda: lpips_weights("vgg"),
-        smallest=16,
-    ),
-    _pairwise(
-        "lpips-scenes",
-        "images",
-        lpips_scenes,
-        "1",
-        packages=_LPIPS,
-        weights=scenes_weights,
-        smallest=8,
-    ),
-    _shown("scene_objects", scene.objects),
-    _shown("scene_all", scene.everything),
-    _of_sets(
-        "fid",
-        frechet_of_features,
-        inception_features,
-        INCEPTION_SIDE,
-        identical=0,
-        weights=inception_weights,
-    ),
-    _of_sets(
-        "kid",
-        kernel_distance,
-        inception_features,
-        INCEPTION_SIDE,
-        identical=None,
-        weights=inception_weights,
-    ),
-    _of_sets(
-        "fid-scenes",
-        frechet_of_features,
-        scenes_features,
-        SCENES_SIDE,
-        identical=0,
-        weights=scenes_weights,
-    ),
-    _of_sets(
-        "kid-scenes",
-        kernel_distance,
-        scenes_features,
-        SCENES_SIDE,
-        identical=None,
-        weights=scenes_weights,
+    _pairwise("lpips-scenes", "images", lpips_scenes, "1", **_SCENES),
+    _shown("scene_objects", _objects),
+    _shown("scene_all", _everything),
+    *(
+        _of_sets(name + suffix, distance, network, side, identical=identical, weights=weights)
+        for suffix, (network, side, weights) in _NETWORKS.items()
+        for name, distance, identical in (
+            ("fid", frechet_of_features, 0),
+            ("kid", kernel_distance, None),
+        )
     ),
 )
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}
@@ -187,6 +172,81 @@ METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}
 
 def get_metric(name: str) -> Metric:
     """The metric of a name. Raises `UsageError` with the nearest name for an unknown one."""
-    if name not in METRICS:
-        raise unknown("metric", name, METRICS)
+    check_known("metric", name, METRICS)
     return METRICS[name]
+
+
+_ROUNDING = 1e-3  # decoders end a hair outside [0, 1] at low precision
+
+
+def evaluate_images(
+    images: Tensor,
+    reference: Tensor,
+    metrics: Sequence[str] | None = None,
+    *,
+    requirements: Sequence[Requirement] | None = None,
+) -> dict[str, MetricValue]:
+    """Values by metric name, for images (n, 3, H, W) in [0, 1] against the reference run's.
+
+    `metrics`: all that compare images where not given. `requirements`: what the prompts ask, for
+    scene accuracy. Metrics of sets also take another number of reference images. What can't be
+    had here has its reason in `not_available`. Raises `UsageError` for unknown metrics and for
+    images that are not finite, outside [0, 1] or of shapes that do not match.
+    """
+    chosen = _chosen(metrics, "images")
+    for name, batch in (("images", images), ("reference images", reference)):
+        _check_finite(name, batch)
+        if batch.shape[1] != 3:
+            raise UsageError(f"{name} have {batch.shape[1]} channels, not 3")
+        if batch.min() < -_ROUNDING or batch.max() > 1 + _ROUNDING:
+            raise UsageError(
+                f"{name} reach from {float(batch.min()):.3g} to {float(batch.max()):.3g}, "
+                "not from 0 to 1"
+            )
+    return _values(chosen, Comparison(images.clamp(0, 1), reference.clamp(0, 1), requirements))
+
+
+def evaluate_latents(
+    latents: Tensor, reference: Tensor, metrics: Sequence[str] | None = None
+) -> dict[str, MetricValue]:
+    """Values by metric name, for final latents (n, c, h, w) against the reference run's.
+
+    Raises `UsageError` as `evaluate_images` does.
+    """
+    chosen = _chosen(metrics, "latents")
+    _check_finite("latents", latents)
+    _check_finite("reference latents", reference)
+    return _values(chosen, Comparison(latents, reference))
+
+
+def _chosen(names: Sequence[str] | None, of: str) -> list[Metric]:
+    if names is None:
+        return [metric for metric in METRICS.values() if metric.of == of]
+    if isinstance(names, str):
+        raise UsageError(f"metrics are a list of names, as in metrics=[{names!r}]")
+    chosen = [get_metric(name) for name in names]
+    for metric in chosen:
+        if metric.of != of:
+            raise UsageError(f"{metric.name} compares {metric.of}: use evaluate_{metric.of}")
+    return chosen
+
+
+def _check_finite(name: str, batch: Tensor) -> None:
+    # latents may be packed, or those of videos
+    if (batch.ndim < 2 if "latents" in name else batch.ndim != 4) or not len(batch):
+        form = "(n, ...)" if "latents" in name else "(n, channels, H, W)"
+        raise UsageError(f"{name} have shape {tuple(batch.shape)}, not {form}, n > 0")
+    rows = (~batch.isfinite()).flatten(1).any(1).nonzero()[:, 0].tolist()
+    if rows:
+        raise UsageError(f"{name} hold values that are not finite, in rows {rows[:8]}")
+
+
+def _values(chosen: Sequence[Metric], comparison: Comparison) -> dict[str, MetricValue]:
+    shapes = tuple(comparison.x.shape), tuple(comparison.reference.shape)
+    for metric in chosen:
+        if metric.per == "sample" and shapes[0] != shapes[1]:
+            raise UsageError(
+                f"{metric.name} compares sample by sample, but the shapes are "
+                f"{shapes[0]} and {shapes[1]}"
+            )
+    return {metric.name: metric(comparison) for metric in chosen}

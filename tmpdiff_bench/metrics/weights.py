@@ -6,7 +6,6 @@ metrics "not available", under the name of the file.
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,10 +13,10 @@ from pathlib import Path
 
 import torch
 
+from tmpdiff_bench.files import data_folder
 from tmpdiff_bench.metrics.base import NotAvailableError
-from tmpdiff_bench.resources import data_folder
-from tmpdiff_bench.zoo.evaluation import load_recogniser
-from tmpdiff_bench.zoo.recogniser import Recogniser
+from tmpdiff_bench.pipelines.digests import file_digest
+from tmpdiff_bench.zoo.recogniser import Recogniser, load_recogniser
 
 
 @dataclass(frozen=True)
@@ -89,5 +88,4 @@ def sha256_of(path: Path) -> str:
 
 @lru_cache(maxsize=16)
 def _digest(path: Path, _changed: int, _size: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(path)

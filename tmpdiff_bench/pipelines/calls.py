@@ -1,4 +1,4 @@
-"""The arguments of a pipeline's `__call__`: shared by all samples, one a sample, and seeds."""
+"""What a pipeline's `__call__` takes and gives: arguments, prompts, seeds; latents and images."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
-from tmpdiff_bench.errors import UsageError, unknown
+from tmpdiff_bench.errors import UsageError, check_known, one_line
 
 # arguments that the library gives, and the option that sets them, if one does
 _OWNED = {
@@ -84,8 +86,7 @@ def check_call(pipe: Any, names: Iterable[str]) -> None:
     for name in names:
         if name in _OWNED:
             raise UsageError(f"call argument {name} can't be given: {_OWNED[name]}")
-        if name not in known:
-            raise unknown(f"call argument of {kind}", name, known.keys() - _OWNED.keys())
+        check_known(f"call argument of {kind}", name, known.keys() - _OWNED.keys())
 
 
 def read_argument(pipe: Any, name: str, value: Any) -> Any:
@@ -114,11 +115,77 @@ def refusing(pipe: Any, started: Callable[[], object]) -> Iterator[None]:
     except (TypeError, ValueError) as error:
         if isinstance(error, UsageError) or started():
             raise
-        told = " ".join(str(error).split())
-        raise UsageError(f"a {type(pipe).__name__} refuses its arguments: {told}") from error
+        said = f"a {type(pipe).__name__} refuses its arguments: {one_line(error)}"
+        raise UsageError(said) from error
 
 
 def _parameters(pipe: Any) -> dict[str, inspect.Parameter]:
     found = dict(inspect.signature(type(pipe).__call__).parameters)
     found.pop("self", None)
     return found
+
+
+_UNLIMITED = 10**6  # transformers says so of tokenizers without a limit of their own
+
+
+def cut_prompts(pipe: Any, texts: Sequence[str], arguments: Mapping[str, Any]) -> list[str]:
+    """The texts of which a tokenizer of the pipeline takes the beginning only, in a call with these
+    arguments.
+    """
+    own = inspect.signature(type(pipe).__call__).parameters.get("max_sequence_length")
+    asked = arguments.get("max_sequence_length", own.default if own is not None else None)
+    cut: dict[str, None] = {}
+    for name, part in vars(pipe).items():
+        if not name.startswith("tokenizer") or not callable(part):
+            continue
+        limits = [part.model_max_length, asked]
+        limit = min((x for x in limits if isinstance(x, int) and x < _UNLIMITED), default=None)
+        if limit is not None:
+            for text in texts:
+                if len(part(text, truncation=False, verbose=False)["input_ids"]) > limit:
+                    cut[text] = None
+    return [text for text in texts if text in cut]
+
+
+def free_text_encoders(pipe: Any) -> None:
+    """Drop the weights of the text encoders for good; what else pipelines ask them for stays."""
+    for name, part in vars(pipe).items():
+        if name.startswith("text_encoder") and isinstance(part, nn.Module):
+            for tensor in (*part.parameters(), *part.buffers()):
+                tensor.data = tensor.data.new_empty(0)
+
+
+def as_images(output: Any) -> Tensor:
+    """What a pipeline returns as "np", (n, H, W, 3) or (n, frames, H, W, 3), as images
+    (n, 3, H, W); frames one below the other.
+    """
+    array = np.asarray(output, dtype=np.float32)
+    if array.ndim == 5:
+        array = array.reshape(array.shape[0], -1, *array.shape[3:])
+    if array.ndim != 4:
+        raise UsageError(f"the pipeline returns no images: its output has shape {array.shape}")
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
+
+
+def returns_latents(pipe: Any) -> bool:
+    """Whether `__call__` knows output_type="latent"; else the last step's result is taken."""
+    try:
+        source = inspect.getsource(inspect.unwrap(type(pipe).__call__))
+    except OSError:  # there is none of a class that was made on the fly
+        return False
+    return '"latent"' in source
+
+
+@contextmanager
+def calling(pipe: Any, started: Callable[[], object]) -> Iterator[None]:
+    """Without the pipeline's own bar, as a recording has one for the whole; `refusing`."""
+    before = vars(pipe).get("_progress_bar_config")
+    vars(pipe)["_progress_bar_config"] = {"disable": True}
+    try:
+        with refusing(pipe, started):
+            yield
+    finally:
+        if before is None:
+            del vars(pipe)["_progress_bar_config"]
+        else:
+            vars(pipe)["_progress_bar_config"] = before

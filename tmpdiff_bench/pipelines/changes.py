@@ -15,7 +15,7 @@ from typing import Any
 import diffusers
 from diffusers import SchedulerMixin
 
-from tmpdiff_bench.errors import UsageError, unknown
+from tmpdiff_bench.errors import UsageError, check_known, first_line, unknown
 from tmpdiff_bench.pipelines.digests import file_digest
 
 _LORA = "lora"  # the name that the adapter gets in the pipeline
@@ -43,8 +43,7 @@ def scheduler_choice(text: str) -> Callable[[Any], Any]:
         key, equals, value = item.partition("=")
         if not equals:
             raise UsageError(f"scheduler setting {item!r} has no value: write key=value")
-        if key not in taken:
-            raise unknown(f"setting of {name}", key, taken)
+        check_known(f"setting of {name}", key, taken)
         settings[key] = _json_or_text(value)
 
     def make(own: Any) -> Any:
@@ -122,11 +121,6 @@ def tile(vae: Any, side: int) -> None:
         )
     vae.enable_tiling()
     vae.tile_sample_min_size, vae.tile_latent_min_size = side, side // factor
-
-
-def first_line(error: BaseException) -> str:
-    """Of what an error says."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _json_or_text(value: str) -> Any:

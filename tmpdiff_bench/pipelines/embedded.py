@@ -7,8 +7,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tmpdiff_bench.errors import unknown
-from tmpdiff_bench.resources import data_folder
+from tmpdiff_bench.errors import check_known
+from tmpdiff_bench.files import data_folder
 
 EMBEDDED = "embedded"
 GUIDANCE = 4.0
@@ -52,8 +52,7 @@ def model_folder(model: str) -> Path:
 
 def pipeline_class(model: str) -> str:
     """The name of an embedded model's class. Raises `UsageError` for a model that is unknown."""
-    if model not in _CLASSES:
-        raise unknown("model", model, MODELS)
+    check_known("model", model, MODELS)
     return _CLASSES[model]
 
 

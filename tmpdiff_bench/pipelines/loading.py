@@ -16,8 +16,8 @@ import transformers
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from tmpdiff_bench.errors import UsageError, unknown
-from tmpdiff_bench.pipelines.changes import Lora, first_line, scheduler_choice, tile
+from tmpdiff_bench.errors import UsageError, check_known, first_line, unknown
+from tmpdiff_bench.pipelines.changes import Lora, scheduler_choice, tile
 from tmpdiff_bench.pipelines.digests import file_digest, pipeline_digest, weights_digest
 from tmpdiff_bench.pipelines.embedded import (
     EMBEDDED,
@@ -112,7 +112,10 @@ def load_pipeline(
         denoisers(weights)  # whatever has none is no pipeline
         options = {"revision": revision, "variant": variant, "scheduler": scheduler, "lora": lora}
         _check_as_it_is(weights, {**options, "vae_tile": vae_tile}, device, kind)
-        return _in_memory(weights, model)
+        own = type(weights).__name__
+        _check_class("weights=", own, model)
+        name, digest = model or own.removesuffix("Pipeline"), pipeline_digest(weights)
+        return LoadedModel(name, weights, IN_MEMORY, digest, _device_of(weights))
     target, weights = check_device(device), str(weights)
     new_scheduler = None if scheduler is None else scheduler_choice(scheduler)
     adapter = None if lora is None else Lora.parse(lora)
@@ -221,8 +224,7 @@ def _embedded(model: str | None) -> str:
     """The name of an embedded model, checked."""
     if model is None:
         raise UsageError(f"name an embedded model ({', '.join(MODELS)}) or other weights")
-    if model not in MODELS:
-        raise unknown("model", model, MODELS)
+    check_known("model", model, MODELS)
     if not model_folder(model).is_dir():
         raise UsageError(
             f"the embedded weights of {model} are not in this installation: reinstall the package, "
@@ -315,13 +317,6 @@ def _check_as_it_is(pipe: Any, options: Mapping[str, Any], device: str, dtype: t
             f"{name}={value} would change the {type(pipe).__name__} that was handed in, which is "
             "taken as it is: change it before, or leave this out"
         )
-
-
-def _in_memory(pipe: Any, model: str | None) -> LoadedModel:
-    kind = type(pipe).__name__
-    _check_class("weights=", kind, model)
-    name = model or kind.removesuffix("Pipeline")
-    return LoadedModel(name, pipe, IN_MEMORY, pipeline_digest(pipe), _device_of(pipe))
 
 
 def _device_of(pipe: Any) -> torch.device:

@@ -54,9 +54,9 @@ def denoisers(pipe: Any) -> dict[str, nn.Module]:
     there = {name: module for name, module in found.items() if isinstance(module, nn.Module)}
     kind = type(pipe).__name__
     if not there:
-        raise UsageError(f"a {kind} has no denoiser: none of {', '.join(PLACES)} is a module of it")
+        raise UsageError(f"{kind} has no denoiser: none of {', '.join(PLACES)} is a module of it")
     if not callable(getattr(getattr(pipe, "scheduler", None), "step", None)):
-        raise UsageError(f"a {kind} has no scheduler whose step could be counted")
+        raise UsageError(f"{kind} has no scheduler whose step could be counted")
     return there
 
 

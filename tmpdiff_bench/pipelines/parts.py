@@ -17,6 +17,7 @@ from accelerate import init_empty_weights
 from torch import nn
 
 from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.files import parse_json, read_text
 from tmpdiff_bench.pipelines.loop import PLACES
 
 _PICKLED = {".bin", ".ckpt", ".pt", ".pth"}
@@ -64,7 +65,8 @@ def weight_files(folder: Path, variant: str | None = None) -> dict[str, list[Pat
         UsageError: a part has pickled weights only; no part has the variant; no denoiser has
             weights.
     """
-    parts = [name for name, kind in read_index(folder).items() if _is_part(kind)]
+    index = {k: v for k, v in read_index(folder).items() if isinstance(v, list) and len(v) == 2}
+    parts = [name for name, (library, _) in index.items() if library]
     found = {name: files for name in parts if (files := _files_of(folder / name, variant))}
     if not set(PLACES) & set(found):
         raise UsageError(f"{folder} has no weights of a denoiser: in none of {', '.join(PLACES)}")
@@ -151,10 +153,6 @@ def part_class(folder: Path, name: str) -> Any:
     return getattr(diffusers, kind, None) if library == "diffusers" else None
 
 
-def _is_part(kind: Any) -> bool:
-    return isinstance(kind, list) and len(kind) == 2 and bool(kind[0])
-
-
 def _files_of(part: Path, variant: str | None) -> list[Path]:
     for suffix in (f".{variant}", "") if variant else ("",):
         for name in ("diffusion_pytorch_model", "model"):
@@ -175,10 +173,7 @@ def _files_of(part: Path, variant: str | None) -> list[Path]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("it holds no object")
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is damaged: {error}") from error
+    found = parse_json(read_text(path), str(path))
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} holds no object")
     return found

@@ -1,4 +1,4 @@
-"""What a step costs at a level, as far as problems need to know."""
+"""What problems are made of: costs of a run's steps, products of deviations."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from tmpdiff_bench.errors import unknown
+from tmpdiff_bench.errors import check_known
 
 
 class CostTable(Protocol):
@@ -37,8 +37,7 @@ class RelativeCosts:
     def step_costs(self, levels: Sequence[str], steps: int) -> NDArray[np.float64]:
         """Costs (S, L). Raises `UsageError` for a level without one."""
         for level in levels:
-            if level not in self.costs:
-                raise unknown(f"level in the costs {self.name!r}:", level, self.costs)
+            check_known(f"level in the costs {self.name!r}:", level, self.costs)
         return np.tile([float(self.costs[level]) for level in levels], (steps, 1))
 
 
@@ -54,3 +53,15 @@ def costs_of_run(
     """
     ran = np.asarray(nfe_per_step, dtype=np.float64) > 0
     return np.where(ran[:, None], table.step_costs(levels, len(ran)), 0.0)
+
+
+def mean_products(deviations: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Mean products (K, K) of deviations (K, n D) over samples and latent elements."""
+    exact = np.asarray(deviations, dtype=np.float64)
+    return np.asarray(exact @ exact.T / exact.shape[1])
+
+
+def with_reference(singles: ArrayLike, steps: int) -> NDArray[np.float64]:
+    """Errors (S, L) of single errors (S (L-1),), by level, then step; the reference's are 0."""
+    values = np.asarray(singles, dtype=np.float64).reshape(-1, steps)
+    return np.vstack([np.zeros(steps), values]).T.copy()

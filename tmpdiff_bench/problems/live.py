@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tmpdiff_bench.allocators import AllocationProblem
-from tmpdiff_bench.errors import unknown
+from tmpdiff_bench.errors import check_known
 from tmpdiff_bench.metrics.fidelity import LATENT_METRICS
 from tmpdiff_bench.plan import PrecisionPlan
-from tmpdiff_bench.problems.costs import CostTable, costs_of_run
+from tmpdiff_bench.problems.costs import CostTable, costs_of_run, mean_products, with_reference
 from tmpdiff_bench.trajectory.engine import PrefixEngine
 
 
@@ -28,8 +28,7 @@ class LiveError:
     """
 
     def __init__(self, engine: PrefixEngine, *, metric: str = "latent_rmse") -> None:
-        if metric not in LATENT_METRICS:
-            raise unknown("latent metric", metric, LATENT_METRICS)
+        check_known("latent metric", metric, LATENT_METRICS)
         self.engine, self._metric = engine, LATENT_METRICS[metric]
         self.levels = next(iter(engine.banks.values())).levels
         self.steps = int(engine.call.shared["num_inference_steps"])
@@ -72,13 +71,8 @@ def live_problem(
     levels, steps = error.levels, error.steps
     single_errors = gram = None
     if record_singles:
-        singles = [
-            PrecisionPlan.single(levels[0], level, step, steps)
-            for level in levels[1:]
-            for step in range(steps)
-        ]
-        values = error.samples(singles).mean(axis=1).reshape(len(levels) - 1, steps).T
-        single_errors = np.column_stack([np.zeros(steps), values])
+        singles = PrecisionPlan.singles(levels, steps)
+        single_errors = with_reference(error.samples(singles).mean(axis=1), steps)
         if metric == "latent_rmse":
             gram = mean_products(error.deviations(singles).flatten(1).numpy())
     return AllocationProblem.for_speedup(
@@ -90,9 +84,3 @@ def live_problem(
         gram=gram,
         nfe_per_step=engine.nfe_per_step,
     )
-
-
-def mean_products(deviations: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Mean products (K, K) of deviations (K, n D) over samples and latent elements."""
-    exact = np.asarray(deviations, dtype=np.float64)
-    return np.asarray(exact @ exact.T / exact.shape[1])

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmpdiff_bench.allocators import AllocationProblem
-from tmpdiff_bench.errors import UsageError, unknown
+from tmpdiff_bench.errors import UsageError, check_known
 from tmpdiff_bench.plan import PrecisionPlan
-from tmpdiff_bench.problems.costs import CostTable, costs_of_run
+from tmpdiff_bench.problems.costs import CostTable, costs_of_run, mean_products, with_reference
 from tmpdiff_bench.trajectory.recording import Recording
 
 _POWERS = {"latent_rmse": 0.5, "latent_mse": 1.0}  # of s'Gs
@@ -25,8 +25,7 @@ class RecordedError:
 
     def __init__(self, recording: Recording, metric: str) -> None:
         names = sorted(set(recording.table["metric"]))
-        if metric not in names:
-            raise unknown("metric of the recording", metric, names)
+        check_known("metric of the recording", metric, names)
         rows = recording.table[recording.table["metric"] == metric]
         means = rows.groupby("plan")["value"].mean()
         self._metric, self._levels, self._steps = metric, recording.levels, recording.steps
@@ -34,8 +33,8 @@ class RecordedError:
         self._means[str(PrecisionPlan.uniform(recording.levels[0], recording.steps))] = 0.0
         self._products: NDArray[np.float64] | None = None
         if metric in _POWERS:
-            cells = recording.singles.reshape(-1, recording.singles[0, 0].size).astype(np.float64)
-            self._products = np.asarray(cells @ cells.T / cells.shape[1])
+            cells = recording.singles.reshape(-1, recording.singles[0, 0].size)
+            self._products = mean_products(cells)
 
     @property
     def gram(self) -> NDArray[np.float64] | None:
@@ -55,18 +54,13 @@ class RecordedError:
         if len(plan) != self._steps:
             raise UsageError(f"plan {plan} has {len(plan)} steps, the recording {self._steps}")
         for level in plan:
-            if level not in self._levels:
-                raise unknown("level of the recording", level, self._levels)
+            check_known("level of the recording", level, self._levels)
         if self._products is None:
             raise UsageError(
                 f"the recording holds no {self._metric} of plan {plan}, and only latent metrics "
                 "are predicted: use latent_rmse, or a live_problem"
             )
-        cells = [
-            (self._levels.index(level) - 1) * self._steps + step
-            for step, level in enumerate(plan)
-            if level != self._levels[0]
-        ]
+        cells = plan.cells(self._levels)
         square = max(float(self._products[np.ix_(cells, cells)].sum()), 0.0)
         return math.pow(square, _POWERS[self._metric])
 
@@ -90,13 +84,11 @@ def from_recording(
     """
     error = RecordedError(recording, metric)
     levels, steps = recording.levels, recording.steps
-    singles = np.zeros((steps, len(levels)))
-    for index, level in enumerate(levels[1:], 1):
-        for step in range(steps):
-            plan = PrecisionPlan.single(levels[0], level, step, steps)
-            if error.source(plan) != "measured":
-                raise UsageError(f"the recording's table has no {metric} of the single plan {plan}")
-            singles[step, index] = error(plan)
+    plans = PrecisionPlan.singles(levels, steps)
+    for plan in plans:
+        if error.source(plan) != "measured":
+            raise UsageError(f"the recording's table has no {metric} of the single plan {plan}")
+    singles = with_reference([error(plan) for plan in plans], steps)
     nfe_per_step = recording.manifest["nfe"]["per_step"]
     return AllocationProblem.for_speedup(
         speedup,

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import pandas as pd
 
-from tmpdiff_bench.errors import UsageError, unknown
+from tmpdiff_bench.errors import UsageError, check_known
 from tmpdiff_bench.zoo.prompts import SPLITS
 
 COLUMNS = ("prompt_id", "text", "split", "dataset")
@@ -79,8 +79,7 @@ def take(prompts: Prompts, split: str, count: int | None) -> pd.DataFrame:
     Raises:
         UsageError: an unknown split; `count` is below 1 or above what there is.
     """
-    if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
+    check_known("split", split, SPLITS)
     found = prompts.table[prompts.table["split"] == split].reset_index(drop=True)
     if count is None:
         return found

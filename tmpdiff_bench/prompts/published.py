@@ -1,16 +1,119 @@
-"""Published prompt sets of the Hugging Face hub: where each is, and how its file is read."""
+"""Published prompt sets: each one file of a repository of the Hugging Face hub, at a pinned commit,
+and how it is read.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tmpdiff_bench.prompts.hub import HubPrompts, column, document, rows
+from tmpdiff_bench.errors import UsageError, first_line
+from tmpdiff_bench.prompts.base import Prompts, tidy
+
+_WAY_OUT = "give a file of your own with --prompts FILE"
+
+
+@dataclass(frozen=True)
+class HubPrompts:
+    """A set of the hub.
+
+    `file` of `repository` is fetched at the commit `revision` (a branch could change under a
+    recording), or found in the hub client's cache; `texts` yields the prompts of its rows.
+    """
+
+    name: str
+    repository: str
+    revision: str
+    file: str
+    licence: str
+    texts: Callable[[Path], Iterable[str | None]]
+    default_count: int | None = 16
+
+    def load(self) -> Prompts:
+        """Fetch and read the set.
+
+        Raises:
+            UsageError: the file is neither cached nor to be had, or is not what it should be.
+        """
+        from datasets.exceptions import DatasetsError
+
+        path = self._fetch()
+        try:
+            table, counts = tidy(self.texts(path), self.name)
+        except (OSError, ValueError, LookupError, TypeError, DatasetsError) as error:
+            raise self._unreadable(first_line(error)) from error
+        if table.empty:
+            raise self._unreadable("it holds no prompt")
+        origin: dict[str, str | int] = {
+            "repository": self.repository,
+            "revision": self.revision,
+            "file": self.file,
+            "licence": self.licence,
+            **counts,
+        }
+        return Prompts(self.name, table, origin)
+
+    def _fetch(self) -> Path:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            return Path(
+                hf_hub_download(
+                    self.repository, self.file, repo_type="dataset", revision=self.revision
+                )
+            )
+        except (OSError, HfHubHTTPError) as error:
+            raise UsageError(
+                f"--prompt-set {self.name}: {self.file} of the data set {self.repository} at "
+                f"{self.revision[:12]} is not in the hub's cache and can't be fetched "
+                f"({first_line(error)}): run once with a connection, or {_WAY_OUT}"
+            ) from error
+
+    def _unreadable(self, reason: str) -> UsageError:
+        return UsageError(
+            f"--prompt-set {self.name}: {self.file} of {self.repository} is not as expected "
+            f"({reason}): delete it from the hub's cache, or {_WAY_OUT}"
+        )
+
+
+def rows(builder: str, path: Path, **options: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a file, by a builder of `datasets` (csv, parquet or text), streamed: without
+    it, a second copy of the file would stay in another cache.
+    """
+    from datasets import load_dataset
+
+    yield from load_dataset(builder, data_files=str(path), split="train", streaming=True, **options)
+
+
+def column(path: Path, name: str, **options: Any) -> Iterator[str | None]:
+    """One column of a CSV file as text: `42`, `None` and `NA` are prompts as well."""
+    from datasets import Features, Value
+
+    table = rows(
+        "csv",
+        path,
+        usecols=[name],
+        features=Features({name: Value("string")}),
+        keep_default_na=False,
+        **options,
+    )
+    return (row[name] for row in table)
+
+
+def document(path: Path) -> str:
+    """The whole text of a file whose format `datasets` has no builder for."""
+    (row,) = rows("text", path, sample_by="document")
+    return str(row["text"])
+
 
 # libyaml's where PyYAML was built with it: the other takes many seconds for a megabyte
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -35,67 +138,19 @@ def _coco(path: Path) -> Iterator[str | None]:
         yield next(iter(row["captions"]), None)
 
 
-def _partiprompts(path: Path) -> Iterator[str | None]:
-    # quotation marks are part of the prompts there: fields are separated by tabs and never quoted
-    return column(path, "Prompt", sep="\t", quoting=csv.QUOTE_NONE)
-
-
-def _drawbench(path: Path) -> Iterator[str | None]:
-    return column(path, "Prompts")
-
-
 def _images(found: Any) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise ValueError("names of images with their prompts are wanted")
     return found
 
 
-PUBLISHED = (
-    # 30,000 Midjourney prompts in ten categories (Li et al. 2024, arXiv:2402.17245)
-    HubPrompts(
-        name="mjhq",
-        repository="playgroundai/MJHQ-30K",
-        revision="15b0a659e066e763d0e9a6cd8f00e25f8af5e084",
-        file="meta_data.json",
-        licence="none named by the repository",
-        texts=_mjhq,
-    ),
-    # Summarized dense captions of photographs (Urbanek et al. 2024, arXiv:2312.08578), in the
-    # selection of SVDQuant (Li et al. 2024, arXiv:2411.05007)
-    HubPrompts(
-        name="sdci",
-        repository="mit-han-lab/svdquant-datasets",
-        revision="edb1a849ee6c5dac725f977a419db32dd07716d6",
-        file="sDCI.yaml",
-        licence="CC-BY-NC-4.0",
-        texts=_sdci,
-    ),
-    # MS COCO 2017, validation: the first caption of each of 5,000 images (Lin et al. 2014,
-    # arXiv:1405.0312)
-    HubPrompts(
-        name="coco",
-        repository="phiyodr/coco2017",
-        revision="b7fdda03471d16ed0466762013197263aa4514fd",
-        file="data/validation-00000-of-00001-e3c37e369512a3aa.parquet",
-        licence="none named by the repository; COCO's annotations are CC-BY-4.0",
-        texts=_coco,
-    ),
-    # About 1,600 prompts by category (Yu et al. 2022, arXiv:2206.10789)
-    HubPrompts(
-        name="partiprompts",
-        repository="nateraw/parti-prompts",
-        revision="944b156abfdad7627c3221b5ec4f6a6fb060a197",
-        file="PartiPrompts.tsv",
-        licence="Apache-2.0",
-        texts=_partiprompts,
-    ),
-    # 200 prompts in eleven categories (Saharia et al. 2022, arXiv:2205.11487)
-    HubPrompts(
-        name="drawbench",
-        repository="sayakpaul/drawbench",
-        revision="ad794cba698c253ffdb6d18eff3fc87b004c1135",
-        file="DrawBench Prompts - Sheet1.csv",
-        licence="Apache-2.0, as its users report",
-        texts=_drawbench,
-    ),
-)
+_READERS: dict[str, Callable[[Path], Iterable[str | None]]] = {
+    "mjhq": _mjhq,
+    "sdci": _sdci,
+    "coco": _coco,
+    # quotation marks are part of the prompts there: fields are separated by tabs and never quoted
+    "partiprompts": partial(column, name="Prompt", sep="\t", quoting=csv.QUOTE_NONE),
+    "drawbench": partial(column, name="Prompts"),
+}
+_TOLD = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+PUBLISHED = [HubPrompts(name, **_TOLD[name], texts=texts) for name, texts in _READERS.items()]

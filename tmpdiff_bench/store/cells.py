@@ -1,4 +1,5 @@
-"""A content-addressed store: arrays under the sha256 of everything that changes their numbers.
+"""Results on disk that survive crashes: files and folders that are whole or not there, and a
+content-addressed store of arrays under the sha256 of everything that changes their numbers.
 
 A cell is one safetensors file that carries the sha256 of its own arrays. It is written aside,
 synced and renamed, so a store is good at every moment, whoever is killed; two processes that
@@ -10,8 +11,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
+import socket
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from tmpdiff_bench.store.files import clear_leftovers, write_atomically
+from tmpdiff_bench.errors import UsageError
 
 Arrays = Mapping[str, NDArray[Any]]
 _LENGTH_BYTES = 8  # of a safetensors header's length, little-endian, at the start of the file
@@ -63,6 +67,14 @@ class CellStore:
         content = save(ordered, metadata={"sha256": _arrays_digest(ordered)})
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
+
+    def kept(self, key: str, compute: Callable[[], Arrays]) -> Arrays:
+        """A cell, computed and stored where it is absent."""
+        cell: Arrays | None = self.get(key)
+        if cell is None:
+            cell = compute()
+            self.put(key, cell)
+        return cell
 
     def discard(self, keys: Iterable[str]) -> None:
         """Delete cells, and the folders that this leaves empty."""
@@ -107,3 +119,89 @@ def _whole(content: bytes) -> dict[str, NDArray[Any]] | None:
     except (SafetensorError, ValueError, KeyError, TypeError):
         return None
     return arrays if _arrays_digest(arrays) == expected else None
+
+
+MANIFEST = "manifest.json"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a crash leaves either the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_verified(folder: Path, name: str, digest: str) -> bytes:
+    """What a file holds that a manifest in the folder names, with its sha256.
+
+    Raises `UsageError` for a name that leaves the folder, a link, and other content.
+    """
+    # a manifest may come from anywhere: it must not make us read outside its own folder
+    if Path(name).name != name or (folder / name).is_symlink():
+        raise UsageError(f"the manifest names {name!r}, which is no plain file of {folder}")
+    try:
+        content = (folder / name).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{folder / name} can't be read: {error.strerror}") from error
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise UsageError(f"{folder / name} is damaged: its sha256 is not the manifest's {digest}")
+    return content
+
+
+def write_folder(
+    folder: Path, files: Mapping[str, bytes], manifest: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write files, then the manifest, which is made to name them: so a folder with one is whole.
+    Returns the manifest as it was written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for name, content in files.items():
+        write_atomically(folder / name, content)
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    whole = {**manifest, "files": digests}
+    text = json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(folder / MANIFEST, text.encode())
+    return whole
+
+
+@contextmanager
+def whole(folder: Path, what: str) -> Iterator[None]:
+    """Whatever can't be read inside of the `with` is one line: the folder is no whole `what`."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UsageError(f"{folder} is not a whole {what} ({reason})") from error
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what processes of this machine that are no more were writing into `folder`."""
+    for path in folder.glob(f".*.{socket.gethostname()}.*.tmp"):
+        try:
+            os.kill(int(path.suffixes[-2].removeprefix(".")), 0)
+        except ProcessLookupError:
+            path.unlink(missing_ok=True)
+        except (ValueError, PermissionError):
+            continue
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the renaming itself last; where folders can't be opened (Windows), it is not asked."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

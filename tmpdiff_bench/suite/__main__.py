@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,8 +48,8 @@ def main(argv: Sequence[str]) -> None:
         if path is not None and path.exists() and not path.is_dir():
             raise UsageError(f"{path} is a file: name a folder")
     # below the check of the arguments, because these imports take seconds
-    from tmpdiff_bench.suite.contributed import load_allocators
     from tmpdiff_bench.suite.printing import as_json, summary
+    from tmpdiff_bench.suite.rules import load_allocators
     from tmpdiff_bench.suite.runner import run_suite
 
     contributed = load_allocators(options.allocator)
@@ -85,49 +84,30 @@ def _chosen(profile: Profile, models: str | None, patterns: Sequence[str]) -> li
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
-        prog="python -m tmpdiff_bench.suite",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        prog="python -m tmpdiff_bench.suite", description=DESCRIPTION, epilog=EXAMPLES
     )
-    parser.add_argument(
+    parser.option(
         "--allocator",
-        action="append",
-        default=[],
+        "an allocator to score beside ours; it has to pass the contract check first; may be given "
+        "many times",
+        repeated=True,
         metavar="MODULE:FUNCTION",
-        help="an allocator to score beside ours; it has to pass the contract check first; may be "
-        "given many times",
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="the small profile: a few minutes on two cores"
+    parser.option("--quick", "the small profile: a few minutes on two cores", action="store_true")
+    parser.option(
+        "--models", f"some of {','.join(MODELS)}, with commas (default: all)", metavar="NAMES"
     )
-    parser.add_argument(
-        "--models", metavar="NAMES", help=f"some of {','.join(MODELS)}, with commas (default: all)"
-    )
-    parser.add_argument(
+    parser.option(
         "--tasks",
-        action="append",
-        default=[],
+        "tasks whose names match, such as 'sd3/*/S8'; may be given many times",
+        repeated=True,
         metavar="PATTERN",
-        help="tasks whose names match, such as 'sd3/*/S8'; may be given many times",
     )
-    parser.add_argument(
-        "--list", action="store_true", help="print tasks and network evaluations, run nothing"
-    )
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="PATH",
-        help=f"folder of the results (default: suite-v{VERSION})",
-    )
-    parser.add_argument(
-        "--store",
-        type=Path,
-        metavar="PATH",
-        help="folder that keeps what was measured (default: cells in the folder of the results)",
-    )
+    parser.option("--list", "print tasks and network evaluations, run nothing", action="store_true")
+    parser.option("--json", "print the summary as JSON", action="store_true")
+    parser.option("--out", f"folder of the results (default: suite-v{VERSION})", type=Path)
+    kept = "folder that keeps what was measured (default: cells in the folder of the results)"
+    parser.option("--store", kept, type=Path)
     return parser
 
 

@@ -1,25 +1,23 @@
-"""Running allocators on a task, and the rows that say what came out."""
+"""Running allocators on a task, bringing plans from other tasks, and the rows that this makes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from tmpdiff_bench.allocators import (
-    Allocation,
-    AllocationProblem,
-    InfeasibleBudgetError,
-    regret,
-)
+from tmpdiff_bench.allocators import Allocation, AllocationProblem, InfeasibleBudgetError, regret
+from tmpdiff_bench.allocators.base import COST_TOLERANCE
+from tmpdiff_bench.errors import one_line
 from tmpdiff_bench.plan import PrecisionPlan
+from tmpdiff_bench.suite.bench import Prompts
 from tmpdiff_bench.suite.measured import Errors
 from tmpdiff_bench.suite.rules import FEWER_STEPS, OURS, Allocate, left_out, running
-from tmpdiff_bench.suite.tasks import Task
-from tmpdiff_bench.suite.v1 import THREE
+from tmpdiff_bench.suite.tasks import Group, Task
+from tmpdiff_bench.suite.v1 import PROMPT_SETS, SEED, THREE
 from tmpdiff_bench.trajectory import NonFiniteLatentsError
 
 
@@ -52,22 +50,13 @@ class Outcome:
     def row(self, optimum: float, seconds_per_nfe: float) -> dict[str, Any]:
         """Of the table of allocations; `optimum` is the least error of any plan, or NaN."""
         ran = self.plan is not None
+        told = ("allocator", "status", "reason", "cost", "budget", "speedup", "error", "seconds")
+        counted = ("evaluations", "nfe", "nfe_plain")
         return {
             **self.task.columns(),
-            "allocator": self.allocator,
-            "status": self.status,
-            "reason": self.reason,
+            **{name: getattr(self, name) for name in (*told, "predicted_error", "lower_bound")},
+            **{name: getattr(self, name) if ran else None for name in counted},
             "plan": str(self.plan) if ran else "",
-            "cost": self.cost,
-            "budget": self.budget,
-            "speedup": self.speedup,
-            "error": self.error,
-            "predicted_error": self.predicted_error,
-            "lower_bound": self.lower_bound,
-            "evaluations": self.evaluations if ran else None,
-            "nfe": self.nfe if ran else None,
-            "nfe_plain": self.nfe_plain if ran else None,
-            "seconds": self.seconds,
             "measuring_seconds": self.nfe * seconds_per_nfe if ran else math.nan,
             "optimum_error": optimum,
             "regret": regret(self.error, optimum),
@@ -138,9 +127,9 @@ def _outcome(
     try:
         found: Allocation = allocate(problem)
     except InfeasibleBudgetError as error:
-        return Outcome(task, name, "infeasible", _line(error))
+        return Outcome(task, name, "infeasible", one_line(error))
     except caught as error:
-        return Outcome(task, name, "failed", f"{type(error).__name__}: {_line(error)}")
+        return Outcome(task, name, "failed", f"{type(error).__name__}: {one_line(error)}")
     per_step = problem.nfe([PrecisionPlan.uniform(task.levels[0], task.steps)])
     return Outcome(
         task,
@@ -180,5 +169,70 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+TRANSFERRED = ("gram",)  # it needs single runs only, so other calibrations cost little
+LANGUAGES = ("en", "de")
+LANGUAGE_STEPS = 8
+OTHER_SEED = SEED + 1
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A plan for `task` by `allocator`, allocated on `source` instead of the task's own; or the
+    task's own, where `native`.
+    """
+
+    task: Task
+    allocator: str
+    kind: str
+    source: str
+    native: bool
+    plan: PrecisionPlan
+
+    def columns(self) -> dict[str, Any]:
+        """What the table of transfers says of the plan in every row."""
+        outcome = Outcome(self.task, self.allocator, plan=self.plan, cost=self._cost)
+        own = ("allocator", "kind", "source", "native")
+        return {
+            **self.task.columns(),
+            **{name: getattr(self, name) for name in own},
+            **{name: getattr(outcome, name) for name in ("cost", "budget", "speedup")},
+            "plan": str(self.plan),
+            "within_budget": outcome.cost <= outcome.budget * (1 + COST_TOLERANCE),
+        }
+
+    @property
+    def _cost(self) -> float:
+        costs, levels = self.task.step_costs(), self.task.levels
+        return float(sum(costs[i, levels.index(level)] for i, level in enumerate(self.plan)))
+
+
+def other_calibrations(group: Group, own: Prompts) -> dict[tuple[str, str], Prompts]:
+    """Other prompts and seeds to allocate a group's tasks on, by (kind, source); on the first
+    prompt set only, and in one language with few steps only, as each takes all single runs again.
+    """
+    if group.prompt_set != PROMPT_SETS[0]:
+        return {}
+    found = {("seed", f"seed {OTHER_SEED}"): replace(own, seed=OTHER_SEED)}
+    if group.steps == LANGUAGE_STEPS:
+        found |= {("language", name): replace(own, language=name) for name in LANGUAGES}
+    return found
+
+
+def from_others(task: Task, outcomes: Mapping[Task, Sequence[Outcome]]) -> Iterator[Transfer]:
+    """Plans that the same allocator chose for the same task of another prompt set, or of another
+    number of steps, and its own beside them.
+    """
+    for allocator in TRANSFERRED:
+        plans = {
+            other: plan
+            for other, found in outcomes.items()
+            if (plan := next((o.plan for o in found if o.allocator == allocator), None))
+        }
+        sets = [o for o in plans if replace(o, prompt_set=task.prompt_set) == task]
+        numbers = [o for o in plans if replace(o, steps=task.steps) == task]
+        for other in sets if len(sets) > 1 else ():
+            name = other.prompt_set
+            yield Transfer(task, allocator, "prompt_set", name, other == task, plans[other])
+        for other in numbers if len(numbers) > 1 else ():
+            brought = plans[other].resampled(task.steps)
+            yield Transfer(task, allocator, "steps", f"S={other.steps}", other == task, brought)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from sys import intern
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from tmpdiff_bench.levels import Level, LevelBank
 from tmpdiff_bench.pipelines import LoadedModel, denoisers, load_pipeline
@@ -17,8 +18,8 @@ from tmpdiff_bench.pipelines.calls import Call
 from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.store import CellStore
 from tmpdiff_bench.suite.v1 import THREE
-from tmpdiff_bench.trajectory import PrefixEngine, Workload
-from tmpdiff_bench.trajectory.engine import level_banks
+from tmpdiff_bench.trajectory import NonFiniteLatentsError, PrefixEngine, Workload
+from tmpdiff_bench.trajectory.engine import PlanRun, level_banks
 from tmpdiff_bench.trajectory.workload import plain, sampler
 from tmpdiff_bench.zoo.captions import Requirement
 from tmpdiff_bench.zoo.prompts import load_prompts
@@ -87,13 +88,27 @@ class Bench:
         """Network evaluations of every step of one sample, counted in a run of the first."""
         one = replace(prompts, count=1)
         key = self.key(one, steps, purpose="nfe")
-        cell = self.store.get(key)
-        if cell is None:
+
+        def counted() -> dict[str, NDArray[np.int64]]:
             engine = self.engine(one, steps)
             engine.evaluate([PrecisionPlan.uniform(LEVELS[0], steps)])
-            cell = {"nfe": np.array(engine.nfe_per_step)}
-            self.store.put(key, cell)
-        return [int(nfe) for nfe in cell["nfe"]]
+            return {"nfe": np.array(engine.nfe_per_step)}
+
+        return [int(nfe) for nfe in self.store.kept(key, counted)["nfe"]]
+
+    def runs(
+        self,
+        prompts: Prompts,
+        steps: int,
+        plans: Sequence[PrecisionPlan],
+        *,
+        max_batch: int | None = None,
+    ) -> Iterator[tuple[PrecisionPlan, PlanRun]]:
+        """Plans with their runs. Raises `NonFiniteLatentsError` where one diverges."""
+        for index, run in self.engine(prompts, steps, max_batch=max_batch).each(plans):
+            if isinstance(run, NonFiniteLatentsError):
+                raise run
+            yield plans[index], run
 
     def engine(self, prompts: Prompts, steps: int, *, max_batch: int | None = None) -> PrefixEngine:
         """An engine whose runs have all samples (or `max_batch`) in one batch, and nothing else in

@@ -8,15 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from tmpdiff_bench.errors import UsageError, unknown
-from tmpdiff_bench.statistics import (
-    Floats,
-    Ranks,
-    holm,
-    mean_ranks,
-    paired_interval,
-    sign_flip,
-)
+from tmpdiff_bench.errors import UsageError, check_known
+from tmpdiff_bench.statistics import Floats, Ranks, holm, mean_ranks, paired_interval, sign_flip
 from tmpdiff_bench.suite.results import SuiteResults
 from tmpdiff_bench.suite.rules import REFERENCE
 from tmpdiff_bench.suite.v1 import MATCHED
@@ -44,8 +37,7 @@ def matched(
     different sets are different prompts. A tie in every task has p = 1.
     """
     scores = _values(results.scores, metric)
-    if baseline not in set(scores["allocator"]):
-        raise unknown("allocator in the results:", baseline, set(scores["allocator"]))
+    check_known("allocator in the results:", baseline, set(scores["allocator"]))
     rows = []
     for place, part in scores.groupby(list(by), sort=False):
         wide = part.pivot_table(
@@ -167,12 +159,6 @@ def transfer_losses(
     return pd.DataFrame(rows)
 
 
-def by_language(transfers: pd.DataFrame) -> pd.DataFrame:
-    """Rows of language transfers with `same_language`: whether prompt and source are of one."""
-    rows = transfers[transfers["kind"] == "language"]
-    return rows.assign(same_language=rows["source"] == rows["language"])
-
-
 def pareto(results: SuiteResults, *, metric: str = MATCHED) -> pd.DataFrame:
     """Mean value and speedup of every task and allocator, for pictures, with `front`: whether no
     other plan of the model and number of steps is both faster and better.
@@ -192,8 +178,7 @@ def pareto(results: SuiteResults, *, metric: str = MATCHED) -> pd.DataFrame:
 
 def _values(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Rows of a metric, distances as logarithms. Raises `UsageError` where there are none."""
-    if metric not in set(table["metric"]):
-        raise unknown("metric in the results:", metric, set(table["metric"]))
+    check_known("metric in the results:", metric, set(table["metric"]))
     rows = table[table["metric"] == metric]
     if metric in LOGARITHMIC:
         return rows.assign(value=np.log(np.maximum(rows["value"], _SMALLEST)))

@@ -15,13 +15,12 @@ import numpy as np
 
 from tmpdiff_bench.allocators import InfeasibleBudgetError, get_allocator
 from tmpdiff_bench.plan import PrecisionPlan, nodes_per_step
-from tmpdiff_bench.suite.allocating import problem_of
+from tmpdiff_bench.problems.costs import with_reference
+from tmpdiff_bench.suite.allocating import TRANSFERRED, other_calibrations, problem_of
 from tmpdiff_bench.suite.bench import LEVELS, Prompts
-from tmpdiff_bench.suite.drift import drift_nfe
-from tmpdiff_bench.suite.measured import Floats, parts, single_plans
+from tmpdiff_bench.suite.measured import Floats, drift_nfe, parts
 from tmpdiff_bench.suite.rules import every_plan, running
 from tmpdiff_bench.suite.tasks import Group, Task
-from tmpdiff_bench.suite.transfer import TRANSFERRED, other_calibrations
 from tmpdiff_bench.suite.v1 import NFE_PER_STEP, PROMPT_SETS, SEED, Profile
 
 Plans = tuple[PrecisionPlan, ...]
@@ -54,16 +53,11 @@ class InventedErrors:
 
     @cached_property
     def singles(self) -> Floats:
-        found = np.sqrt(np.diag(self.gram)).reshape(len(LEVELS) - 1, self.steps).T
-        return np.column_stack([np.zeros(self.steps), found])
+        return with_reference(np.sqrt(np.diag(self.gram)), self.steps)
 
     def __call__(self, plan: PrecisionPlan) -> float:
         self.asked[plan] = None
-        cells = [
-            (LEVELS.index(level) - 1) * self.steps + step
-            for step, level in enumerate(plan)
-            if level != LEVELS[0]
-        ]
+        cells = plan.cells(LEVELS)
         return float(np.sqrt(max(self.gram[np.ix_(cells, cells)].sum(), 0.0)))
 
     def prepare(self, plans: Sequence[PrecisionPlan]) -> None:
@@ -74,7 +68,7 @@ def forecast(group: Group, tasks: Sequence[Task], profile: Profile) -> Forecast:
     """Network evaluations of a group's tasks (all of one group)."""
     steps, loop = group.steps, group.steps * NFE_PER_STEP
     reference = PrecisionPlan.uniform(LEVELS[0], steps)
-    recorded = [reference, *single_plans(steps)]
+    recorded = [reference, *PrecisionPlan.singles(LEVELS, steps)]
     lists = every_plan(group)
     short = sorted({task.fewer_steps() for task in tasks})
     # of all prompt sets one stands for the others

@@ -1,21 +1,27 @@
-"""Errors of plans on calibration samples, each plan run once, whoever asks for it."""
+"""Errors of plans on calibration samples, each plan run once, whoever asks for it; and how far the
+same cells drift at another batch size, thread count and dtype.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
-from typing import Protocol
+from contextlib import contextmanager
+from functools import cached_property, partial
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tmpdiff_bench.metrics import LATENT_METRICS
 from tmpdiff_bench.plan import PrecisionPlan
-from tmpdiff_bench.problems.live import mean_products
+from tmpdiff_bench.problems.costs import mean_products, with_reference
+from tmpdiff_bench.store.cells import Arrays
 from tmpdiff_bench.suite.bench import LEVELS, Bench, Prompts
+from tmpdiff_bench.suite.tasks import Group
 from tmpdiff_bench.suite.v1 import MATCHED
-from tmpdiff_bench.trajectory import NonFiniteLatentsError, PrefixEngine
+from tmpdiff_bench.trajectory import PrefixEngine
 
 Floats = NDArray[np.float64]
 CHUNK = 128  # plans of a cell where all plans are run: some seconds of work
@@ -43,15 +49,6 @@ class Errors(Protocol):
         ...
 
 
-def single_plans(steps: int) -> list[PrecisionPlan]:
-    """By level, then step."""
-    return [
-        PrecisionPlan.single(LEVELS[0], level, step, steps)
-        for level in LEVELS[1:]
-        for step in range(steps)
-    ]
-
-
 class MeasuredErrors:
     """Errors that are measured on `prompts`, or found in the store.
 
@@ -68,12 +65,13 @@ class MeasuredErrors:
         """Final latents of the reference and all single plans, (1 + S (L-1), n, ...)."""
         plans = self._recorded_plans
         key = self._key(plans, "singles")
-        cell = self._bench.store.get(key)
-        if cell is None:
-            runs = dict(self._runs(plans))
-            cell = {"finals": torch.stack([runs[plan] for plan in plans]).numpy()}
-            self._bench.store.put(key, cell)
-        return torch.from_numpy(cell["finals"])
+
+        def finals() -> Arrays:
+            runs = self._bench.runs(self._prompts, self._steps, plans)
+            found = {plan: run.final for plan, run in runs}
+            return {"finals": torch.stack([found[plan] for plan in plans]).numpy()}
+
+        return torch.from_numpy(self._bench.store.kept(key, finals)["finals"])
 
     @property
     def reference(self) -> torch.Tensor:
@@ -87,9 +85,8 @@ class MeasuredErrors:
 
     @cached_property
     def singles(self) -> Floats:
-        rows = [self._errors(final).mean() for final in self._finals[1:]]
-        found = np.array(rows).reshape(len(LEVELS) - 1, self._steps).T
-        return np.column_stack([np.zeros(self._steps), found])
+        means = [self._errors(final).mean() for final in self._finals[1:]]
+        return with_reference(means, self._steps)
 
     @cached_property
     def gram(self) -> Floats:
@@ -103,12 +100,10 @@ class MeasuredErrors:
         if plan in self._recorded:
             return self._recorded[plan]
         if plan not in self._prepared:
-            key = self._key([plan], "error")
-            cell = self._bench.store.get(key)
-            if cell is None:
-                final = self._engine.evaluate([plan])[0]
-                cell = {"errors": self._errors(final)[None]}
-                self._bench.store.put(key, cell)
+            cell = self._bench.store.kept(
+                self._key([plan], "error"),
+                lambda: {"errors": self._errors(self._engine.evaluate([plan])[0])[None]},
+            )
             self._prepared[plan] = cell["errors"][0]
         return self._prepared[plan]
 
@@ -122,28 +117,24 @@ class MeasuredErrors:
 
     @property
     def _recorded_plans(self) -> list[PrecisionPlan]:
-        return [PrecisionPlan.uniform(LEVELS[0], self._steps), *single_plans(self._steps)]
+        return [
+            PrecisionPlan.uniform(LEVELS[0], self._steps),
+            *PrecisionPlan.singles(LEVELS, self._steps),
+        ]
 
     def prepare(self, plans: Sequence[PrecisionPlan]) -> None:
         for part in parts(plans):
-            key = self._key(part, "errors")
-            cell = self._bench.store.get(key)
-            if cell is None:
-                runs = {plan: self._errors(final) for plan, final in self._runs(part)}
-                cell = {"errors": np.stack([runs[plan] for plan in part])}
-                self._bench.store.put(key, cell)
+            cell = self._bench.store.kept(self._key(part, "errors"), partial(self._errors_of, part))
             self._prepared.update(zip(part, cell["errors"], strict=True))
 
     @cached_property
     def _engine(self) -> PrefixEngine:
         return self._bench.engine(self._prompts, self._steps)
 
-    def _runs(self, plans: Sequence[PrecisionPlan]) -> Iterator[tuple[PrecisionPlan, torch.Tensor]]:
-        """Plans with their final latents."""
-        for index, run in self._bench.engine(self._prompts, self._steps).each(plans):
-            if isinstance(run, NonFiniteLatentsError):
-                raise run
-            yield plans[index], run.final
+    def _errors_of(self, plans: Sequence[PrecisionPlan]) -> Arrays:
+        runs = self._bench.runs(self._prompts, self._steps, plans)
+        found = {plan: self._errors(run.final) for plan, run in runs}
+        return {"errors": np.stack([found[plan] for plan in plans])}
 
     def _errors(self, final: torch.Tensor) -> Floats:
         found: Floats = LATENT_METRICS[MATCHED](final, self.reference).double().numpy()
@@ -159,3 +150,79 @@ def parts(plans: Sequence[PrecisionPlan]) -> Iterator[list[PrecisionPlan]]:
     """Plans by cell."""
     for start in range(0, len(plans), CHUNK):
         yield list(plans[start : start + CHUNK])
+
+
+CONDITIONS = ("batch 1", "other threads", "bfloat16")
+
+
+def drift_rows(
+    bench: Bench, group: Group, prompts: Prompts, smallest: float
+) -> Iterator[dict[str, Any]]:
+    """Rows of the table of drift: the uniform plans of all levels, run again under each condition,
+    against the same plans as the suite runs them.
+
+    Each distance stands beside `smallest`, the least error of a single plan on the same samples:
+    what does not exceed the drift is no measurement (DESIGN section 5).
+    """
+    plans = [PrecisionPlan.uniform(level, group.steps) for level in LEVELS]
+    own = _finals(bench, prompts, plans, "own")
+    for condition in conditions():
+        again = _finals(bench, prompts, plans, condition)
+        for plan, final, base in zip(plans, again, own, strict=True):
+            distances = LATENT_METRICS[MATCHED](final, base).double().tolist()
+            for (prompt, seed), distance in zip(prompts.samples, distances, strict=True):
+                yield {
+                    "model": group.model,
+                    "prompt_set": group.prompt_set,
+                    "steps": group.steps,
+                    "condition": condition,
+                    "plan": str(plan),
+                    "prompt_id": prompt,
+                    "seed": seed,
+                    "latent_rmse": distance,
+                    "smallest_single_error": smallest,
+                    "ratio": distance / smallest,
+                }
+
+
+def conditions() -> tuple[str, ...]:
+    """What is varied; of threads, one where there are more, else two."""
+    return ("batch 1", f"threads {_other_threads()}", "bfloat16")
+
+
+def drift_nfe(per_loop: int, samples: int) -> int:
+    """Network evaluations of `drift_rows`: the suite's own condition, and the others."""
+    return (1 + len(CONDITIONS)) * len(LEVELS) * per_loop * samples
+
+
+def _finals(
+    bench: Bench, prompts: Prompts, plans: Sequence[PrecisionPlan], condition: str
+) -> Tensor:
+    """Final latents (P, n, ...) under a condition, from the store where they are there."""
+    steps, texts = len(plans[0]), [str(plan) for plan in plans]
+    key = bench.key(prompts, steps, purpose="drift", plans=texts, condition=condition)
+
+    def finals() -> Arrays:
+        mine = bench
+        if condition == "bfloat16":
+            mine = Bench(bench.model.name, bench.store, bench.on_nfe, dtype="bf16")
+        batch = 1 if condition == "batch 1" else None
+        with _threads(_other_threads() if condition.startswith("threads") else None):
+            runs = dict(mine.runs(prompts, steps, plans, max_batch=batch))
+        return {"finals": torch.stack([runs[plan].final for plan in plans]).numpy()}
+
+    return torch.from_numpy(bench.store.kept(key, finals)["finals"])
+
+
+def _other_threads() -> int:
+    return 1 if torch.get_num_threads() > 1 else 2
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

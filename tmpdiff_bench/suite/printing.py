@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from tmpdiff_bench.report.tables import aligned, finite
 from tmpdiff_bench.suite.forecast import forecast
 from tmpdiff_bench.suite.results import SuiteResults
 from tmpdiff_bench.suite.rules import OURS, REFERENCE, left_out
@@ -39,7 +40,7 @@ def summary(results: SuiteResults, folder: Path) -> str:
         f"{results.allocations['task'].nunique()} tasks",
         "",
     ]
-    for steps, table in _by_steps(results):
+    for steps, table in by_steps(results).items():
         lines += [f"S = {steps}", _aligned(table), ""]
     lines += [f"{model}: {reason}" for model, reason in results.manifest["absent_models"].items()]
     failed = results.allocations[results.allocations["status"] == "failed"]
@@ -57,14 +58,8 @@ def summary(results: SuiteResults, folder: Path) -> str:
 def as_json(results: SuiteResults) -> str:
     """The same numbers as JSON; what is not known is null."""
     tables = {
-        f"S={steps}": [
-            {
-                k: None if isinstance(v, float) and not math.isfinite(v) else v
-                for k, v in row.items()
-            }
-            for row in table.to_dict("records")
-        ]
-        for steps, table in _by_steps(results)
+        f"S={steps}": [finite(row) for row in table.to_dict("records")]
+        for steps, table in by_steps(results).items()
     }
     content: dict[str, Any] = {
         "suite_version": VERSION,
@@ -76,11 +71,9 @@ def as_json(results: SuiteResults) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
 
 
-def _by_steps(results: SuiteResults) -> list[tuple[int, pd.DataFrame]]:
-    return [
-        (int(steps), allocator_table(results, int(steps)))
-        for steps in sorted(results.scores["steps"].unique())
-    ]
+def by_steps(results: SuiteResults) -> dict[int, pd.DataFrame]:
+    """`allocator_table` by number of steps."""
+    return {int(s): allocator_table(results, int(s)) for s in sorted(set(results.scores["steps"]))}
 
 
 def allocator_table(results: SuiteResults, steps: int) -> pd.DataFrame:
@@ -113,10 +106,6 @@ def allocator_table(results: SuiteResults, steps: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _unknown(value: object) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
-
-
 def _geometric(values: pd.Series) -> float:
     positive = values.dropna()
     if positive.empty:
@@ -136,12 +125,4 @@ def _aligned(table: pd.DataFrame) -> str:
         return f"{value:.0f}" if column in ("evals", "nfe") else f"{value:.3g}"
 
     cells = [[text(v, c) for c, v in row.items()] for row in shown.to_dict("records")]
-    grid = [list(map(str, shown.columns)), *cells]
-    widths = [max(len(row[i]) for row in grid) for i in range(len(grid[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in grid
-    )
+    return aligned([list(map(str, shown.columns)), *cells])

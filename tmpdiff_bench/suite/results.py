@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.store import read_verified, write_atomically
+from tmpdiff_bench.files import read_manifest
+from tmpdiff_bench.store.cells import read_verified, whole, write_folder
 from tmpdiff_bench.suite.v1 import VERSION
 
 SCHEMA_VERSION = 1
@@ -42,7 +40,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         *("latent_rmse", "smallest_single_error", "ratio"),
     ),
 }
-_MANIFEST, _PICTURES = "manifest.json", "pictures.safetensors"
+_PICTURES = "pictures.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,22 +62,14 @@ class SuiteResults:
 
     def save(self, folder: Path) -> SuiteResults:
         """Write all files into `folder`, the manifest last; returns what was written."""
-        folder.mkdir(parents=True, exist_ok=True)
-        files = {f"{name}.parquet": _parquet(getattr(self, name), name) for name in COLUMNS}
+        files = {
+            f"{name}.parquet": getattr(self, name)[list(columns)].to_parquet(None, index=False)
+            for name, columns in COLUMNS.items()
+        }
         pictures = {name: np.ascontiguousarray(value) for name, value in self.pictures.items()}
         files[_PICTURES] = save(pictures)
-        (folder / _MANIFEST).unlink(missing_ok=True)
-        for name, content in files.items():
-            write_atomically(folder / name, content)
-        manifest = {
-            **self.manifest,
-            "suite_version": VERSION,
-            "schema_version": SCHEMA_VERSION,
-            "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
-        }
-        text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        write_atomically(folder / _MANIFEST, text.encode())
-        return SuiteResults(**{**vars(self), "manifest": manifest})
+        about = {**self.manifest, "suite_version": VERSION, "schema_version": SCHEMA_VERSION}
+        return SuiteResults(**{**vars(self), "manifest": write_folder(folder, files, about)})
 
     def check_comparable(self, other: SuiteResults) -> None:
         """Raise `UsageError` unless both are of the same models, prompts, costs and tasks."""
@@ -105,8 +95,14 @@ def load_results(folder: Path | str) -> SuiteResults:
             missing, outside the folder, or not the one that the manifest has the digest of.
     """
     folder = Path(folder)
-    manifest = _read_manifest(folder)
-    try:
+    manifest = read_manifest(
+        folder,
+        absent="no results: there is no manifest.json in it; "
+        "`python -m tmpdiff_bench.suite --out FOLDER` makes them",
+        suite_version=VERSION,
+        schema_version=SCHEMA_VERSION,
+    )
+    with whole(folder, "folder of results"):
         contents = {
             name: read_verified(folder, name, sha)
             for name, sha in manifest["files"].items()
@@ -117,35 +113,4 @@ def load_results(folder: Path | str) -> SuiteResults:
         for name, columns in COLUMNS.items():
             if tuple(tables[name].columns) != columns:
                 raise UsageError(f"{folder / name}.parquet has other columns than {columns}")
-    except UsageError:
-        raise
-    except (KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
-        text = f"{type(error).__name__}: {error}"
-        raise UsageError(f"{folder} holds no whole results of the suite ({text})") from error
     return SuiteResults(manifest=manifest, pictures=pictures, **tables)
-
-
-def _parquet(table: pd.DataFrame, name: str) -> bytes:
-    content: bytes = table[list(COLUMNS[name])].to_parquet(None, index=False)
-    return content
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / _MANIFEST
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(
-            f"{folder} holds no results: there is no {_MANIFEST} in it; "
-            "`python -m tmpdiff_bench.suite --out FOLDER` makes them"
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UsageError(f"{path} can't be read: {error}") from error
-    found = manifest if isinstance(manifest, Mapping) else {}
-    for what, wanted in (("suite_version", VERSION), ("schema_version", SCHEMA_VERSION)):
-        if found.get(what) != wanted:
-            raise UsageError(
-                f"{path} is of {what} {found.get(what)}, this library has {wanted}: results of "
-                "different versions are not comparable; run the suite again"
-            )
-    return manifest

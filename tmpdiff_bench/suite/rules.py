@@ -1,13 +1,18 @@
-"""Which allocators run on which tasks, and why the others are left out."""
+"""Which allocators run on which tasks: ours, and anybody's by name, which are checked first."""
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from tmpdiff_bench.allocators import ALLOCATORS, Allocation
 from tmpdiff_bench.allocators.base import COST_TOLERANCE
+from tmpdiff_bench.allocators.contract import ContractError, check
+from tmpdiff_bench.errors import UsageError, one_line
 from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.suite.tasks import Group, Task
 from tmpdiff_bench.suite.v1 import COST_TABLE, PROMPT_SETS, TARGETS, TWO
@@ -69,3 +74,47 @@ def every_plan(group: Group) -> list[list[PrecisionPlan]]:
         lists.append([plan for plan in found if plan not in seen])
         seen.update(found)
     return lists
+
+
+def load_allocators(names: Sequence[str]) -> dict[str, Allocate]:
+    """Import `package.module:function` each, and run it through the contract check.
+
+    Modules are also found in the working folder.
+
+    Raises:
+        UsageError: a name that is not of this form, of nothing that can be called, given twice, or
+            of an allocator that breaks the contract.
+    """
+    found: dict[str, Allocate] = {}
+    for name in names:
+        if name in found or name in OURS:
+            raise UsageError(f"--allocator {name} is given twice, or is one of ours")
+        found[name] = _checked(name, _load(name))
+    return found
+
+
+def _load(name: str) -> Allocate:
+    module, _, attribute = name.partition(":")
+    if not module or not attribute:
+        raise UsageError(f"--allocator {name!r} is not of the form package.module:function")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        function = getattr(importlib.import_module(module), attribute, None)
+    except Exception as error:  # whatever a stranger's module raises: the one line names it
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise UsageError(f"--allocator {name}: {module} can't be imported ({reason})") from error
+    if not callable(function):
+        raise UsageError(f"--allocator {name}: {module} has no function {attribute!r}")
+    allocate: Allocate = function
+    return allocate
+
+
+def _checked(name: str, allocate: Allocate) -> Allocate:
+    try:
+        check(allocate)
+    except ContractError as error:
+        raise UsageError(
+            f"--allocator {name} breaks the contract of allocators: {error}"
+        ) from error
+    return allocate

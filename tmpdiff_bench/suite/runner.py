@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,47 +14,44 @@ import pandas as pd
 from tqdm import tqdm
 
 from tmpdiff_bench.allocators import get_allocator
+from tmpdiff_bench.costs import load_costs
 from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.pipelines.digests import weights_digest
+from tmpdiff_bench.pipelines.embedded import call_defaults, model_folder
 from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.store import CellStore, digest
 from tmpdiff_bench.suite.allocating import (
+    TRANSFERRED,
     Outcome,
+    Transfer,
     absent,
     allocate_all,
+    from_others,
     optimum_of,
+    other_calibrations,
     problem_of,
 )
 from tmpdiff_bench.suite.bench import Bench, Prompts
-from tmpdiff_bench.suite.digests import digests
-from tmpdiff_bench.suite.drift import drift_rows
 from tmpdiff_bench.suite.forecast import forecast
-from tmpdiff_bench.suite.measured import MeasuredErrors
+from tmpdiff_bench.suite.measured import MeasuredErrors, drift_rows
 from tmpdiff_bench.suite.results import COLUMNS, SuiteResults, picture_name
 from tmpdiff_bench.suite.rules import OURS, REFERENCE, Allocate, every_plan
 from tmpdiff_bench.suite.scoring import Scorer, ShortRuns
 from tmpdiff_bench.suite.tasks import Group, Task, grouped
-from tmpdiff_bench.suite.transfer import TRANSFERRED, Transfer, from_others, other_calibrations
-from tmpdiff_bench.suite.v1 import PROMPT_SETS, SEED, Profile
-from tmpdiff_bench.trajectory.workload import environment
+from tmpdiff_bench.suite.v1 import METRICS, PROMPT_SETS, SEED, VERSION, Profile
+from tmpdiff_bench.trajectory.workload import ALGORITHM_VERSION, environment
 
 Rows = list[dict[str, Any]]
 
 
-@dataclass
 class _Account:
-    """Rows found so far, and what they took."""
+    """Rows of the tables found so far, what else the manifest says by name, and pictures."""
 
-    allocations: Rows = field(default_factory=list)
-    scores: Rows = field(default_factory=list)
-    transfers: Rows = field(default_factory=list)
-    drift: Rows = field(default_factory=list)
-    pictures: dict[str, Any] = field(default_factory=dict)
-    titles: dict[str, str] = field(default_factory=dict)
-    absent: dict[str, str] = field(default_factory=dict)
-    pictured: dict[str, list[str]] = field(default_factory=dict)
-    floors: dict[str, float] = field(default_factory=dict)
-    computed: dict[str, int] = field(default_factory=dict)
-    seconds_per_nfe: dict[str, float] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.rows: dict[str, Rows] = {name: [] for name in COLUMNS}
+        names = ("titles", "absent_models", "pictured", "floors", "computed", "seconds_per_nfe")
+        self.about: dict[str, dict[str, Any]] = {name: {} for name in names}
+        self.pictures: dict[str, Any] = {}
 
 
 def run_suite(
@@ -76,7 +73,7 @@ def run_suite(
         for model in dict.fromkeys(task.model for task in tasks):
             own = [task for task in tasks if task.model == model]
             _ModelRun(profile, own, contributed or {}, account, progress).run(CellStore(store))
-    comparable = digests(profile, tasks, account.absent)
+    comparable = digests(profile, tasks, account.about["absent_models"])
     return SuiteResults(
         manifest={
             "key": digest(comparable),
@@ -85,19 +82,15 @@ def run_suite(
             "tasks": [task.name for task in tasks],
             "allocators": [*OURS, *(contributed or {})],
             "digests": comparable,
-            "titles": account.titles,
-            "absent_models": account.absent,
-            "pictured": account.pictured,
-            "floors": account.floors,
-            "nfe": {"forecast": progress.forecast, "computed": account.computed},
+            "nfe": {"forecast": progress.forecast, "computed": account.about.pop("computed")},
             "seconds": round(time.perf_counter() - started, 1),
-            "seconds_per_nfe": account.seconds_per_nfe,
+            **account.about,
             "environment": environment("cpu"),
         },
-        allocations=_table(account.allocations, "allocations"),
-        scores=_table(account.scores, "scores"),
-        transfers=_table(account.transfers, "transfers"),
-        drift=_table(account.drift, "drift"),
+        **{
+            name: pd.DataFrame(rows, columns=list(COLUMNS[name]))
+            for name, rows in account.rows.items()
+        },
         pictures=account.pictures,
     )
 
@@ -167,34 +160,34 @@ class _ModelRun:
             self._absent(str(error))
             return
         account, spent, started = self._account, self._progress.spent, time.perf_counter()
-        account.titles[self._model] = bench.model.title
+        account.about["titles"][self._model] = bench.model.title
         for group, tasks in self._groups.items():
             self._progress.describe(f"{group.name} allocating")
             self._allocate(bench, group, tasks)
             self._progress.end(group, "allocating")
             self._drift(bench, group)
             self._progress.end(group, "drift")
-        account.computed[self._model] = computed = self._progress.spent - spent
+        account.about["computed"][self._model] = computed = self._progress.spent - spent
         seconds = time.perf_counter() - started
         rate = _pace(store, self._model, computed, seconds)
         if not math.isnan(rate):
-            account.seconds_per_nfe[self._model] = rate
+            account.about["seconds_per_nfe"][self._model] = rate
         for outcomes in self._outcomes.values():
             optimum = optimum_of(outcomes)
-            account.allocations += [outcome.row(optimum, rate) for outcome in outcomes]
+            account.rows["allocations"] += [outcome.row(optimum, rate) for outcome in outcomes]
         for group, tasks in self._groups.items():
             self._progress.describe(f"{group.name} scoring")
             self._score(bench, group, tasks)
             self._progress.end(group, "scoring")
-        account.computed[self._model] = self._progress.spent - spent
+        account.about["computed"][self._model] = self._progress.spent - spent
 
     def _absent(self, reason: str) -> None:
         tqdm.write(f"{self._model}: {reason}")
-        self._account.absent[self._model] = reason
+        self._account.about["absent_models"][self._model] = reason
         for group, tasks in self._groups.items():
             for task in tasks:
                 outcomes = absent(task, reason, self._contributed)
-                self._account.allocations += [o.row(math.nan, math.nan) for o in outcomes]
+                self._account.rows["allocations"] += [o.row(math.nan, math.nan) for o in outcomes]
             for phase in ("allocating", "scoring", "drift"):
                 self._progress.end(group, phase)
 
@@ -223,9 +216,9 @@ class _ModelRun:
             return
         prompts = Prompts(group.prompt_set, "calibration", self._profile.calibration, SEED)
         rows = list(drift_rows(bench, group, prompts, self._smallest[group]))
-        self._account.drift += rows
+        self._account.rows["drift"] += rows
         batch = [row["latent_rmse"] for row in rows if row["condition"] == "batch 1"]
-        self._account.floors[group.name] = sum(batch) / len(batch)
+        self._account.about["floors"][group.name] = sum(batch) / len(batch)
 
     def _score(self, bench: Bench, group: Group, tasks: Sequence[Task]) -> None:
         prompts = Prompts(group.prompt_set, "evaluation", self._profile.evaluation, SEED)
@@ -235,19 +228,19 @@ class _ModelRun:
         chosen = [outcome.plan for outcome in outcomes if outcome.plan is not None]
         reference = PrecisionPlan.uniform(tasks[0].levels[0], group.steps)
         scorer.prepare([reference, *chosen, *(transfer.plan for transfer in transfers)])
+        rows = self._account.rows
         for task in tasks:
             columns = {**task.columns(), "allocator": REFERENCE, "plan": str(reference)}
-            self._account.scores += [
-                {**columns, "speedup": 1.0, **row} for row in scorer.rows(reference, alone=True)
-            ]
+            columns["speedup"] = 1.0
+            rows["scores"] += [{**columns, **row} for row in scorer.rows(reference, alone=True)]
         for outcome in outcomes:
             if outcome.plan is not None:
                 columns = {**outcome.task.columns(), "allocator": outcome.allocator}
                 columns |= {"plan": str(outcome.plan), "speedup": outcome.speedup}
-                self._account.scores += [{**columns, **row} for row in scorer.rows(outcome.plan)]
+                rows["scores"] += [{**columns, **row} for row in scorer.rows(outcome.plan)]
         for transfer in transfers:
             columns = transfer.columns()
-            self._account.transfers += [{**columns, **row} for row in scorer.rows(transfer.plan)]
+            rows["transfers"] += [{**columns, **row} for row in scorer.rows(transfer.plan)]
         self._keep_pictures(group, scorer, dict.fromkeys(chosen))
 
     def _transfers(self, task: Task) -> list[Transfer]:
@@ -269,7 +262,7 @@ class _ModelRun:
         pictures = scorer.reference.pictures
         account.pictures[picture_name(*place, REFERENCE)] = pictures
         prompts = scorer.prompts.table["prompt_id"].head(len(pictures))
-        account.pictured[group.name] = list(prompts)
+        account.about["pictured"][group.name] = list(prompts)
         for plan in chosen:
             account.pictures[picture_name(*place, str(plan))] = scorer[plan].pictures
 
@@ -284,5 +277,38 @@ def _pace(store: CellStore, model: str, nfe: int, seconds: float) -> float:
     return float(spent[1] / spent[0]) if spent[0] else math.nan
 
 
-def _table(rows: Rows, name: str) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=list(COLUMNS[name]))
+def digests(profile: Profile, tasks: Sequence[Task], absent: Mapping[str, str]) -> dict[str, str]:
+    """sha256 by what it is of: `tasks` (with the profile's numbers of samples), `metrics`, the
+    `algorithm` that runs plans and draws noise, and every model that is there (with the arguments
+    of its calls), prompt set and cost table.
+    """
+    found = {
+        "tasks": digest(
+            {
+                "version": VERSION,
+                "tasks": [task.name for task in tasks],
+                "samples": [profile.calibration, profile.evaluation, SEED],
+            }
+        ),
+        "metrics": digest({"metrics": METRICS}),
+        "algorithm": digest({"version": ALGORITHM_VERSION}),
+    }
+    for model in dict.fromkeys(task.model for task in tasks):
+        if model not in absent:
+            weights = weights_digest(model_folder(model))
+            about = {"weights": weights, "call": call_defaults(model)}
+            found[f"model {model}"] = digest(about)
+    for name in dict.fromkeys(task.prompt_set for task in tasks):
+        sets = [
+            Prompts(name, split, count, SEED).table
+            for split, count in (
+                ("calibration", profile.calibration),
+                ("evaluation", profile.evaluation),
+            )
+        ]
+        texts = [list(zip(t["prompt_id"], t["text"], t["requirement"], strict=True)) for t in sets]
+        found[f"prompts {name}"] = digest({"prompts": texts})
+    for name in dict.fromkeys(task.cost_table for task in tasks):
+        content = load_costs(name).to_json().encode()
+        found[f"costs {name}"] = hashlib.sha256(content).hexdigest()
+    return found

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from tmpdiff_bench.metrics import LATENT_METRICS, evaluate_images, get_metric
 from tmpdiff_bench.plan import PrecisionPlan
+from tmpdiff_bench.store.cells import Arrays
 from tmpdiff_bench.suite.bench import LEVELS, Bench, Prompts
 from tmpdiff_bench.suite.v1 import METRICS, OF_THE_IMAGE_ALONE
-from tmpdiff_bench.trajectory import NonFiniteLatentsError
-from tmpdiff_bench.trajectory.engine import PlanRun
 
 PICTURED = 2  # samples whose images are kept
 
@@ -61,7 +60,7 @@ class Scorer:
             elif plan not in self._found:
                 missing.setdefault(len(plan), []).append(plan)
         for steps, some in missing.items():
-            for plan, run in self._runs(some, steps):
+            for plan, run in self._bench.runs(self.prompts, steps, some):
                 score = self._score(run.final, run.images())
                 cell = {"values": score.values, "pictures": score.pictures}
                 self._bench.store.put(self._key(plan), cell)
@@ -105,20 +104,13 @@ class Scorer:
         """Final latents (n, ...) and images (n, 3, H, W) of the reference."""
         plan = PrecisionPlan.uniform(LEVELS[0], self._steps)
         key = self._bench.key(self.prompts, self._steps, purpose="scored reference")
-        cell = self._bench.store.get(key)
-        if cell is None:
-            [(_, run)] = self._runs([plan], self._steps)
-            cell = {"final": run.final.numpy(), "images": run.images().numpy()}
-            self._bench.store.put(key, cell)
-        return torch.from_numpy(cell["final"]), torch.from_numpy(cell["images"])
 
-    def _runs(
-        self, plans: Sequence[PrecisionPlan], steps: int
-    ) -> Iterator[tuple[PrecisionPlan, PlanRun]]:
-        for index, run in self._bench.engine(self.prompts, steps).each(plans):
-            if isinstance(run, NonFiniteLatentsError):
-                raise run
-            yield plans[index], run
+        def run() -> Arrays:
+            [(_, run)] = self._bench.runs(self.prompts, self._steps, [plan])
+            return {"final": run.final.numpy(), "images": run.images().numpy()}
+
+        cell = self._bench.store.kept(key, run)
+        return torch.from_numpy(cell["final"]), torch.from_numpy(cell["images"])
 
     def _key(self, plan: PrecisionPlan) -> str:
         return self._bench.key(

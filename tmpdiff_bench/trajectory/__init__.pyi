@@ -1,5 +1,4 @@
 from .engine import PrefixEngine as PrefixEngine
-from .jobs import JointRun as JointRun
 from .recorder import record as record
 from .recording import Recording as Recording
 from .replay import NonFiniteLatentsError as NonFiniteLatentsError

@@ -131,24 +131,18 @@ def _export(folder: Path, out: Path) -> None:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
-        prog="python -m tmpdiff_bench.trajectory",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
+        prog="python -m tmpdiff_bench.trajectory", description=DESCRIPTION, epilog=EXAMPLES
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     record = commands.add_parser("record", help="run a model and write a recording")
-    record.add_argument(
-        "--out", type=Path, required=True, metavar="PATH", help="folder of the recording"
-    )
-    record.add_argument(
-        "--store", type=Path, metavar="PATH", help="folder that keeps finished cells"
-    )
+    record.option("--out", "folder of the recording", type=Path, required=True)
+    record.option("--store", "folder that keeps finished cells", type=Path)
     add_options(record)
     info = commands.add_parser("info", help="say what a recording holds")
     export = commands.add_parser("export", help="write a recording as CSV and .npy files")
     for command in (info, export):
         command.add_argument("recording", type=Path, metavar="RECORDING")
-    export.add_argument("--out", type=Path, required=True, metavar="PATH")
+    export.option("--out", "folder of the files", type=Path, required=True)
     verify = commands.add_parser("verify", help="check recordings and stores against their sha256")
     verify.add_argument("paths", type=Path, nargs="+", metavar="PATH")
     return parser

@@ -17,22 +17,21 @@ from torch import Tensor, nn
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.levels import Level, LevelBank
 from tmpdiff_bench.levels.devices import is_reference
-from tmpdiff_bench.levels.memory import Memory
-from tmpdiff_bench.pipelines.calls import Call
+from tmpdiff_bench.levels.residency import Memory
+from tmpdiff_bench.pipelines.calls import Call, as_images, calling, returns_latents
 from tmpdiff_bench.pipelines.layers import resolve_layers
 from tmpdiff_bench.pipelines.loop import denoisers, directed, eager, undone
 from tmpdiff_bench.pipelines.schedule import Schedule
 from tmpdiff_bench.plan import PrecisionPlan, check_lengths
-from tmpdiff_bench.trajectory.held import Held, Prefix
-from tmpdiff_bench.trajectory.lanes import Lanes
-from tmpdiff_bench.trajectory.merging import Began, Merging, UnlikeError
-from tmpdiff_bench.trajectory.outputs import as_images, calling, returns_latents
+from tmpdiff_bench.trajectory.lanes import Began, Lanes, Merging, UnlikeError
 from tmpdiff_bench.trajectory.replay import (
     EncodedError,
     Encoding,
+    Held,
     Memo,
     NonFiniteLatentsError,
     Perturbation,
+    Prefix,
     Replay,
     Request,
     Running,

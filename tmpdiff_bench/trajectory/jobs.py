@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tmpdiff_bench.errors import UsageError, unknown
-from tmpdiff_bench.plan import PrecisionPlan, nodes_per_step
+from tmpdiff_bench.errors import UsageError, check_known
+from tmpdiff_bench.experiment import CAPTURES
+from tmpdiff_bench.plan import JointPlan, PrecisionPlan, nodes_per_step
 from tmpdiff_bench.trajectory.workload import Workload
 
 REPLICATED_SAMPLES = 4
@@ -17,18 +18,8 @@ PICTURED_SAMPLES = 4
 CALIBRATION_SAMPLES = 4
 # relative size of the jitter that makes a replicate: a few float32 ulps, as another batch would
 REPLICATE_JITTER = 1e-6
-CAPTURES = ("terminal", "trajectory")
 
 Purpose = Literal["run", "floor", "replicate"]
-
-
-@dataclass(frozen=True)
-class JointRun:
-    """A joint plan with its label in the design and whether predictors may be fitted on it."""
-
-    plan: PrecisionPlan
-    kind: str
-    held_out: bool
 
 
 @dataclass(frozen=True)
@@ -61,8 +52,8 @@ class Jobs:
     """All jobs of a recording: chunks of `workload.max_batch` samples, several jobs each.
 
     `specs` describes levels by name: what a level does is part of the keys of runs that use it. If
-    it has a low-rank branch, so are the `calibration` samples, on which its inputs were measured.
-    So are `metrics`, where they are not the default ones (`Measures.key`).
+    it has a low-rank branch, so are the `calibration` samples, on which its inputs were measured,
+    once for each of `denoisers`. So are `metrics`, unless they are the default (`Measures.key`).
 
     Raises:
         UsageError: there is no low level, a joint plan is given twice or has fewer than two low
@@ -73,23 +64,19 @@ class Jobs:
         self,
         workload: Workload,
         levels: tuple[str, ...],
-        joint: tuple[JointRun, ...],
+        joint: tuple[JointPlan, ...],
         capture: str,
         specs: Mapping[str, Any],
         metrics: Mapping[str, Any] | None = None,
+        denoisers: int = 1,
     ) -> None:
-        if capture not in CAPTURES:
-            raise unknown("capture", capture, CAPTURES)
+        check_known("capture", capture, CAPTURES)
         if len(levels) < 2:
             raise UsageError(f"levels are {', '.join(levels)}: at least one low level is needed")
         self.workload, self.levels, self.joint = workload, levels, joint
         reference, steps = levels[0], workload.steps
         self.reference = PrecisionPlan.uniform(reference, steps)
-        self.singles = tuple(
-            PrecisionPlan.single(reference, level, step, steps)
-            for level in levels[1:]
-            for step in range(steps)
-        )
+        self.singles = tuple(PrecisionPlan.singles(levels, steps))
         self.runs = (self.reference, *self.singles, *(run.plan for run in joint))
         low = [sum(level != reference for level in run.plan) for run in joint]
         if len({run.plan for run in joint}) < len(joint) or min(low, default=2) < 2:
@@ -104,6 +91,7 @@ class Jobs:
         captured = capture == "trajectory"
         self.captured = frozenset((self.reference, *(self.singles if captured else ())))
         low_rank = {level for level in levels if "+lr" in level}
+        self.denoisers = denoisers
         self._measured = {"metrics": dict(metrics)} if metrics else {}
         self.calibration = workload.samples[: CALIBRATION_SAMPLES if low_rank else 0]
         texts = [(prompt, workload.prompts[prompt], seed) for prompt, seed in self.calibration]
@@ -180,5 +168,5 @@ class Jobs:
         }
 
     def calibration_nfe(self, per_step: Sequence[int]) -> int:
-        """Network evaluations that calibration takes: one run of the denoiser as it is."""
-        return sum(per_step) * len(self.calibration)
+        """Network evaluations that calibration takes: a run as it is for each denoiser."""
+        return sum(per_step) * len(self.calibration) * self.denoisers

@@ -23,14 +23,13 @@ from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.experiment import Experiment
 from tmpdiff_bench.levels import Level, LevelBank
 from tmpdiff_bench.noise import keyed_noise
-from tmpdiff_bench.pipelines import DTYPES
-from tmpdiff_bench.pipelines.texts import free_text_encoders
-from tmpdiff_bench.plan import PrecisionPlan
+from tmpdiff_bench.pipelines import DTYPES, denoisers
+from tmpdiff_bench.pipelines.calls import free_text_encoders
+from tmpdiff_bench.plan import JointPlan, PrecisionPlan
 from tmpdiff_bench.store import CellStore, clear_leftovers
-from tmpdiff_bench.trajectory.assembly import ChunkRuns, assemble
+from tmpdiff_bench.trajectory.assembly import ChunkRuns, Measures, Reference, assemble
 from tmpdiff_bench.trajectory.engine import PrefixEngine, level_banks
-from tmpdiff_bench.trajectory.jobs import REPLICATE_JITTER, Job, Jobs, JointRun
-from tmpdiff_bench.trajectory.measures import Measures
+from tmpdiff_bench.trajectory.jobs import REPLICATE_JITTER, Job, Jobs
 from tmpdiff_bench.trajectory.recording import Recording
 from tmpdiff_bench.trajectory.replay import NonFiniteLatentsError, Perturbation
 from tmpdiff_bench.trajectory.setup import Setup, prepare
@@ -45,7 +44,7 @@ def record(
     out: Path | str,
     *,
     store: Path | None = None,
-    joint: Callable[[], Sequence[JointRun]] = tuple,
+    joint: Callable[[], Sequence[JointPlan]] = tuple,
 ) -> Recording:
     """Record (or go on with, or reuse) an experiment in the folder `out`.
 
@@ -83,7 +82,8 @@ def record_setup(setup: Setup, folder: Path, *, store: Path | None = None) -> Re
     workload = setup.workload
     measures = Measures(setup.metrics, setup.image_size, setup.requirements)
     specs = {name: asdict(Level.parse(name)) for name in setup.levels}
-    jobs = Jobs(workload, setup.levels, setup.joint, setup.capture, specs, measures.key)
+    count = len(denoisers(setup.loaded.pipeline))
+    jobs = Jobs(workload, setup.levels, setup.joint, setup.capture, specs, measures.key, count)
     if (folder / "manifest.json").exists():
         found = Recording.open(folder)
         if found.manifest.get("key") != jobs.key:
@@ -213,10 +213,10 @@ class _Recorder:
         engine = self._engine(job)
         ids = [self.workload.samples[row][0] for row in job.rows]
         pictured = [j for j, row in enumerate(job.rows) if row in self.jobs.pictured]
-        measure = None
+        beside = None
         if job.purpose == "run" and reference is not None:
             images = engine.images(job.plans[0])
-            measure = _Measure(self._measures, torch.from_numpy(reference["final"]), images, ids)
+            beside = Reference(torch.from_numpy(reference["final"]), images, ids)
         for k, run in engine.each([job.plans[i] for i in missing]):
             i = missing[k]
             if isinstance(run, NonFiniteLatentsError):
@@ -227,16 +227,16 @@ class _Recorder:
             cell = {"final": run.final.numpy()}
             if job.purpose == "run":
                 images = run.images()
-                if measure is None:
-                    measure = _Measure(self._measures, run.final, images, ids)
+                beside = beside or Reference(run.final, images, ids)
                 if i:
-                    cell["metrics"] = measure(run.final, images)
+                    cell["metrics"] = self._measures.values(run.final, images, beside)
                 else:
                     cell |= _of_schedule(engine, images)
                     self._know(cell["nfe"])
                     if self._measures.of_any_run:
-                        cell["reference_metrics"] = measure.of_reference()
-                cell["pictures"] = _as_bytes(images[pictured])
+                        cell["reference_metrics"] = self._measures.of_reference(beside)
+                pixels = (images[pictured] * 255).round().to(torch.uint8)
+                cell["pictures"] = pixels.permute(0, 2, 3, 1).numpy()  # (m, H, W, 3)
                 if job.plans[i] in self.jobs.captured:
                     cell["along"] = run.path.numpy()
             yield i, cell
@@ -293,23 +293,6 @@ class _Recorder:
         engine.evaluate([PrecisionPlan.uniform(own, self.workload.steps)])
 
 
-class _Measure:
-    """Metrics of runs against the reference's final latents (n, ...) and images (n, 3, H, W); `ids`
-    of its prompts.
-    """
-
-    def __init__(self, measures: Measures, final: Tensor, images: Tensor, ids: list[str]) -> None:
-        self._measures, self._final, self._images, self._ids = measures, final, images, ids
-
-    def __call__(self, final: Tensor, images: Tensor) -> NDArray[np.float64]:
-        """Values (metrics, n)."""
-        return self._measures.values(final, self._final, images, self._images, self._ids)
-
-    def of_reference(self) -> NDArray[np.float64]:
-        """Values of the reference's own images, (metrics, n)."""
-        return self._measures.of_reference(self._images, self._ids)
-
-
 def _of_schedule(engine: PrefixEngine, images: Tensor) -> Cell:
     """What the reference's run has told of every other."""
     schedule = engine.schedule
@@ -322,12 +305,6 @@ def _of_schedule(engine: PrefixEngine, images: Tensor) -> Cell:
     }
     if schedule.sigmas is not None:
         found["sigmas"] = np.array(schedule.sigmas)
-    return found
-
-
-def _as_bytes(images: Tensor) -> NDArray[np.uint8]:
-    """8-bit images (n, H, W, 3)."""
-    found: NDArray[np.uint8] = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     return found
 
 

@@ -6,9 +6,7 @@ without the model. Nothing in it is pickled, and every file is checked by its sh
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,20 +15,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.files import read_manifest
 from tmpdiff_bench.plan import PrecisionPlan
-from tmpdiff_bench.store import read_verified, write_atomically
+from tmpdiff_bench.store.cells import read_verified, whole, write_folder
 
 SCHEMA_VERSION = 3
 _ARRAYS = (
     *("reference", "singles", "replicates", "replicate_rows", "held_out", "joint", "floor"),
     *("reference_path", "single_paths"),
 )
-_MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +74,6 @@ class Recording:
         """Write the recording into `folder`; the manifest comes last, so that a folder with one is
         whole. Returns the recording with the digests in its manifest.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
         pictures = {"rows": self.picture_rows, **self.pictures}
         files = {
@@ -87,9 +81,7 @@ class Recording:
             "pictures.safetensors": save({k: np.ascontiguousarray(v) for k, v in pictures.items()}),
             "table.parquet": self.table.to_parquet(None, index=False),
         }
-        for name, content in files.items():
-            write_atomically(folder / name, content)
-        manifest = {
+        about = {
             **self.manifest,
             "schema_version": SCHEMA_VERSION,
             "levels": list(self.levels),
@@ -98,11 +90,8 @@ class Recording:
             "prompts": self.prompts,
             "plans": [str(plan) for plan in self.plans],
             "kinds": list(self.kinds),
-            "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
         }
-        text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        write_atomically(folder / _MANIFEST, text.encode())
-        return Recording(**{**vars(self), "manifest": manifest})
+        return Recording(**{**vars(self), "manifest": write_folder(folder, files, about)})
 
     @classmethod
     def open(cls, folder: Path | str) -> Recording:
@@ -115,10 +104,10 @@ class Recording:
         folder = Path(folder)
         manifest = read_manifest(
             folder,
-            absent=f"no recording: there is no {_MANIFEST} in it",
+            absent="no recording: there is no manifest.json in it",
             schema_version=SCHEMA_VERSION,
         )
-        try:
+        with whole(folder, "recording"):
             contents = {
                 name: read_verified(folder, name, digest)
                 for name, digest in manifest["files"].items()
@@ -140,11 +129,6 @@ class Recording:
                 manifest=manifest,
                 **arrays,
             )
-        except UsageError:
-            raise
-        except (KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
-            text = f"{type(error).__name__}: {error}"
-            raise UsageError(f"{folder} is not a whole recording ({text})") from error
 
 
 def call_words(arguments: Mapping[str, Any]) -> str:

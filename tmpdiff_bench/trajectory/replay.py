@@ -8,7 +8,8 @@ on, bit for bit, as one from the beginning would.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -265,13 +266,18 @@ def _global_states() -> dict[str, Tensor]:
     return states
 
 
+def _mapped(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """A copy of what a module returned, in which entries of a kind are changed."""
+    if isinstance(value, kind):
+        return change(value)
+    if type(value) in (list, tuple):
+        return type(value)(_mapped(entry, kind, change) for entry in value)
+    return copy.deepcopy(value)
+
+
 def cloned(value: Any) -> Any:
     """A copy of what a module returned: pipelines may change it in place."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if type(value) in (list, tuple):
-        return type(value)(cloned(entry) for entry in value)
-    return copy.deepcopy(value)
+    return _mapped(value, Tensor, lambda tensor: tensor.detach().clone())
 
 
 @dataclass(frozen=True)
@@ -284,20 +290,12 @@ class _Away:
 
 def put_away(value: Any) -> Any:
     """A copy of what a module returned, its tensors in main memory."""
-    if isinstance(value, Tensor):
-        return _Away(value.detach().to("cpu", copy=True), value.device)
-    if type(value) in (list, tuple):
-        return type(value)(put_away(entry) for entry in value)
-    return copy.deepcopy(value)
+    return _mapped(value, Tensor, lambda t: _Away(t.detach().to("cpu", copy=True), t.device))
 
 
 def fetched(value: Any) -> Any:
     """A copy of what was put away, where it belongs."""
-    if isinstance(value, _Away):
-        return value.tensor.to(value.device, copy=True)
-    if type(value) in (list, tuple):
-        return type(value)(fetched(entry) for entry in value)
-    return copy.deepcopy(value)
+    return _mapped(value, _Away, lambda away: away.tensor.to(away.device, copy=True))
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -309,3 +307,40 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, list | tuple):
         for entry in value:
             yield from tensors_in(entry)
+
+
+Prefix = tuple[int, tuple[str, ...]]  # a batch of samples, and the levels so far
+
+
+class Held:
+    """Values by prefix within a number of bytes; those used last stay. `peak` is the most there
+    were.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._bytes, self.peak = limit, 0, 0
+        self._values: OrderedDict[Prefix, tuple[Any, int]] = OrderedDict()
+
+    def get(self, key: Prefix) -> Any:
+        """A value that is held, now the one used last; None where it isn't."""
+        if key not in self._values:
+            return None
+        self._values.move_to_end(key)
+        return self._values[key][0]
+
+    def put(self, key: Prefix, value: Any, size: int, needed: Container[Prefix] = ()) -> bool:
+        """Hold a value of `size` bytes at the expense of others, but not of those `needed`; whether
+        there was room.
+        """
+        if key in self._values:
+            return True
+        for other in [k for k in self._values if k not in needed]:
+            if self._bytes + size <= self._limit:
+                break
+            self._bytes -= self._values.pop(other)[1]
+        if self._bytes + size > self._limit:
+            return False
+        self._values[key] = value, size
+        self._bytes += size
+        self.peak = max(self.peak, self._bytes)
+        return True

@@ -16,14 +16,13 @@ from tmpdiff_bench.experiment import Experiment
 from tmpdiff_bench.levels import Level
 from tmpdiff_bench.levels.devices import check_device_runs
 from tmpdiff_bench.pipelines import LoadedModel, check_device, denoisers, load_pipeline
-from tmpdiff_bench.pipelines.calls import Call, check_call, read_argument
+from tmpdiff_bench.pipelines.calls import Call, check_call, cut_prompts, read_argument
 from tmpdiff_bench.pipelines.loading import dtype_of
-from tmpdiff_bench.pipelines.texts import cut_prompts
+from tmpdiff_bench.plan import JointPlan
 from tmpdiff_bench.prompts import prompt_source, take
 from tmpdiff_bench.store import digest
+from tmpdiff_bench.trajectory.assembly import DEFAULT, chosen_metrics
 from tmpdiff_bench.trajectory.engine import STATE_MEMORY
-from tmpdiff_bench.trajectory.jobs import JointRun
-from tmpdiff_bench.trajectory.measures import DEFAULT, chosen_metrics
 from tmpdiff_bench.trajectory.workload import Workload, plain, sampler
 from tmpdiff_bench.zoo.captions import Requirement
 
@@ -47,7 +46,7 @@ class Setup:
     workload: Workload
     levels: tuple[str, ...]
     dataset: str
-    joint: tuple[JointRun, ...] = ()
+    joint: tuple[JointPlan, ...] = ()
     capture: str = "terminal"
     metrics: tuple[str, ...] = DEFAULT
     requirements: Mapping[str, Requirement] | None = None
@@ -57,7 +56,7 @@ class Setup:
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
-def prepare(experiment: Experiment, joint: Callable[[], Sequence[JointRun]]) -> Setup:
+def prepare(experiment: Experiment, joint: Callable[[], Sequence[JointPlan]]) -> Setup:
     """Load and check all that an experiment names; what weights take is printed on stderr first.
 
     `joint` is called after all else has been checked; plans of the experiment's own come first,
@@ -105,7 +104,7 @@ def prepare(experiment: Experiment, joint: Callable[[], Sequence[JointRun]]) -> 
         levels=experiment.levels,
         dataset=found.name,
         joint=(
-            *(JointRun(plan, "given", held_out=True) for plan in experiment.plans),
+            *(JointPlan(plan, "given", held_out=True) for plan in experiment.plans),
             *joint(),
         ),
         capture=experiment.capture,

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from tmpdiff_bench.commands import ArgumentParser, positive_int, run, seed
 
-DESCRIPTION = "Train the embedded models, and rebuild the models and prompts that ship in data/."
 EXAMPLES = """\
 examples, in the order that rebuilds everything:
   python -m tmpdiff_bench.zoo prompts
@@ -58,41 +57,23 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="python -m tmpdiff_bench.zoo",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-    )
+    about = "Train the embedded models, and rebuild the models and prompts that ship in data/."
+    parser = ArgumentParser(prog="python -m tmpdiff_bench.zoo", description=about, epilog=EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="train a part, or go on with it")
-    train.add_argument("--model", choices=_PARTS, required=True, help="the part to train")
-    train.add_argument("--iterations", type=positive_int, help="in all (default: the part's own)")
-    train.add_argument("--seed", type=seed, default=0, help="seed of the run (default: 0)")
-    train.add_argument(
-        "--start-from",
-        type=Path,
-        metavar="PATH",
-        help="pipeline folder whose transformer a new sd3 starts with",
-    )
+    train.option("--model", "the part to train", choices=_PARTS, required=True, metavar=None)
+    train.option("--iterations", "in all (default: the part's own)", type=positive_int)
+    train.option("--seed", "seed of the run", type=seed, default=0)
+    started = "pipeline folder whose transformer a new sd3 starts with"
+    train.option("--start-from", started, type=Path)
     export = commands.add_parser("export", help="measure a trained part and write it into data/")
-    export.add_argument("--model", choices=_EXPORTED, required=True, help="the part to export")
+    export.option("--model", "the part to export", choices=_EXPORTED, required=True, metavar=None)
     prompts = commands.add_parser("prompts", help="write the prompt sets into data/")
     for command in (train, export):
-        command.add_argument(
-            "--runs",
-            type=Path,
-            default=Path("training"),
-            metavar="PATH",
-            help="folder of the training runs (default: training)",
-        )
+        runs = "folder of the training runs"
+        command.option("--runs", runs, type=Path, default=Path("training"))
     for command in (export, prompts):
-        command.add_argument(
-            "--data",
-            type=Path,
-            default=Path("data"),
-            metavar="PATH",
-            help="the data folder of a checkout (default: data)",
-        )
+        command.option("--data", "the data folder of a checkout", type=Path, default=Path("data"))
     return parser
 
 

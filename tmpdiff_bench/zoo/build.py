@@ -14,19 +14,18 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from transformers import T5EncoderModel, T5TokenizerFast
 
-from tmpdiff_bench.errors import UsageError, unknown
-from tmpdiff_bench.resources import data_folder
+from tmpdiff_bench.errors import UsageError, check_known
+from tmpdiff_bench.files import data_folder
 from tmpdiff_bench.zoo import flux, pixart, sdxl
 from tmpdiff_bench.zoo.denoising import DenoiserPart, Recipe
 from tmpdiff_bench.zoo.flux import FluxRecipe
-from tmpdiff_bench.zoo.latents import LatentSet, build_latents, latent_statistics
+from tmpdiff_bench.zoo.latents import LatentSet, VaePart, build_latents, latent_statistics
 from tmpdiff_bench.zoo.pixart import PixArtRecipe
 from tmpdiff_bench.zoo.recogniser import RecogniserPart
 from tmpdiff_bench.zoo.sd3 import Sd3Recipe, build_pipeline, take_weights
 from tmpdiff_bench.zoo.sdxl import SdxlRecipe
-from tmpdiff_bench.zoo.t5 import T5Part, load_t5, save_t5
+from tmpdiff_bench.zoo.text import T5Part, load_t5, save_t5
 from tmpdiff_bench.zoo.training import Part, Schedule, load_average, train
-from tmpdiff_bench.zoo.vae import VaePart
 
 TRAINING_SCENES, VALIDATION_SCENES = 49_152, 1_024
 _SCHEDULES = {
@@ -55,8 +54,7 @@ def train_part(
     Raises:
         UsageError: the part is unknown, or one that it builds on has not been trained.
     """
-    if name not in _SCHEDULES:
-        raise unknown("part", name, _SCHEDULES)
+    check_known("part", name, _SCHEDULES)
     schedule = _SCHEDULES[name]
     if iterations is not None:
         schedule = replace(schedule, iterations=iterations)

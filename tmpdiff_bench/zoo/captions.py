@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tomllib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tmpdiff_bench.zoo.scenes import (
-    BACKGROUNDS,
-    COLOURS,
-    GRID,
-    SHAPES,
-    SIZES,
-    SceneObject,
-    Scenes,
-)
+from tmpdiff_bench.zoo.scenes import COLOURS, GRID, SHAPES, SIZES, SceneObject, Scenes
 
 LANGUAGES = ("en", "de", "es")
 LANGUAGE_SHARES = (0.5, 0.25, 0.25)
@@ -107,161 +102,63 @@ def _relations(a: SceneObject, b: SceneObject) -> list[str]:
 
 def caption(requirement: Requirement, language: str) -> str:
     """The sentence for a requirement; one sentence for each (requirement, language)."""
-    grammar = _GRAMMARS[language]
+    words, phrase = _WORDS[language], _PHRASES[language]
     phrases = [
-        grammar.phrase(m, oblique=requirement.relation is not None and i == 1)
+        phrase(words, m, oblique=requirement.relation is not None and i == 1)
         for i, m in enumerate(requirement.mentions)
     ]
     if requirement.relation is not None:
-        text = f"{phrases[0]} {grammar.relations[requirement.relation]} {phrases[1]}"
+        text = f"{phrases[0]} {words['relations'][requirement.relation]} {phrases[1]}"
     else:
-        text = ", ".join(phrases[:-1]) + f" {grammar.conjunction} " if phrases[1:] else ""
+        text = ", ".join(phrases[:-1]) + f" {words['conjunction']} " if phrases[1:] else ""
         text += phrases[-1]
     if requirement.background is not None:
-        text += f" {grammar.backgrounds[requirement.background]}"
+        text += f" {words['backgrounds'][requirement.background]}"
     return text
 
 
-class _Grammar(Protocol):
-    conjunction: str
-    relations: dict[str, str]
-    backgrounds: tuple[str, ...]
-
-    def phrase(self, m: Mention, *, oblique: bool) -> str:
-        """The noun phrase of a mention; `oblique` after a preposition."""
-        ...
+# a language's words, and the noun phrase of a mention in it; `oblique` after a preposition
+_WORDS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 
 
-class _English:
-    conjunction = "and"
-    relations = {
-        "left": "to the left of",
-        "right": "to the right of",
-        "above": "above",
-        "below": "below",
-    }
-    places = (
-        "in the top left",
-        "at the top",
-        "in the top right",
-        "on the left",
-        "in the centre",
-        "on the right",
-        "in the bottom left",
-        "at the bottom",
-        "in the bottom right",
-    )
-    backgrounds = tuple(f"on a {b} background" for b in BACKGROUNDS)
-    numbers = {2: "two", 3: "three"}
-
-    def phrase(self, m: Mention, *, oblique: bool) -> str:
-        words = [SIZES[m.size]] if m.size is not None else []
-        words.append(COLOURS[m.colour])
-        noun = SHAPES[m.shape]
-        if m.count > 1:
-            plural = noun + ("es" if noun.endswith("s") else "s")
-            return " ".join([self.numbers[m.count], *words, plural])
-        article = "an" if words[0][0] in "aeiou" else "a"
-        return " ".join([article, *words, noun, *_place(self.places, m)])
+def _english(words: Mapping[str, Any], m: Mention, *, oblique: bool) -> str:
+    said = [SIZES[m.size]] if m.size is not None else []
+    said.append(COLOURS[m.colour])
+    noun = SHAPES[m.shape]
+    if m.count > 1:
+        plural = noun + ("es" if noun.endswith("s") else "s")
+        return " ".join([words["numbers"][m.count - 2], *said, plural])
+    article = "an" if said[0][0] in "aeiou" else "a"
+    return " ".join([article, *said, noun, *_place(words, m)])
 
 
-class _German:
-    conjunction = "und"
-    relations = {"left": "links von", "right": "rechts von", "above": "über", "below": "unter"}
-    places = (
-        "oben links",
-        "oben in der Mitte",
-        "oben rechts",
-        "links",
-        "in der Mitte",
-        "rechts",
-        "unten links",
-        "unten in der Mitte",
-        "unten rechts",
-    )
-    backgrounds = tuple(
-        f"auf {b} Hintergrund" for b in ("weißem", "grauem", "schwarzem", "rosafarbenem")
-    )
-    numbers = {2: "zwei", 3: "drei"}
-    # (nominative ending of adjectives, singular, plural)
-    nouns = (
-        ("er", "Kreis", "Kreise"),
-        ("es", "Quadrat", "Quadrate"),
-        ("es", "Dreieck", "Dreiecke"),
-        ("er", "Stern", "Sterne"),
-        ("er", "Ring", "Ringe"),
-        ("es", "Kreuz", "Kreuze"),
-    )
-    colours = ("rot", "orangefarben", "gelb", "grün", "blau", "violett")
-    sizes = ("klein", "groß")
-
-    def phrase(self, m: Mention, *, oblique: bool) -> str:
-        ending, singular, plural = self.nouns[m.shape]
-        stems = [self.sizes[m.size]] if m.size is not None else []
-        stems.append(self.colours[m.colour])
-        if m.count > 1:
-            return " ".join([self.numbers[m.count], *(s + "e" for s in stems), plural])
-        # all six nouns are masculine or neuter: the dative is "einem" with weak "-en"
-        article, ending = ("einem", "en") if oblique else ("ein", ending)
-        return " ".join([article, *(s + ending for s in stems), singular, *_place(self.places, m)])
+def _german(words: Mapping[str, Any], m: Mention, *, oblique: bool) -> str:
+    ending, singular, plural = words["shapes"][m.shape]
+    stems = [words["sizes"][m.size]] if m.size is not None else []
+    stems.append(words["colours"][m.colour])
+    if m.count > 1:
+        return " ".join([words["numbers"][m.count - 2], *(s + "e" for s in stems), plural])
+    # all six nouns are masculine or neuter: the dative is "einem" with weak "-en"
+    article, ending = ("einem", "en") if oblique else ("ein", ending)
+    return " ".join([article, *(s + ending for s in stems), singular, *_place(words, m)])
 
 
-class _Spanish:
-    conjunction = "y"
-    relations = {
-        "left": "a la izquierda de",
-        "right": "a la derecha de",
-        "above": "encima de",
-        "below": "debajo de",
-    }
-    places = (
-        "arriba a la izquierda",
-        "arriba en el centro",
-        "arriba a la derecha",
-        "a la izquierda",
-        "en el centro",
-        "a la derecha",
-        "abajo a la izquierda",
-        "abajo en el centro",
-        "abajo a la derecha",
-    )
-    backgrounds = tuple(f"sobre fondo {b}" for b in ("blanco", "gris", "negro", "rosa"))
-    numbers = {2: "dos", 3: "tres"}
-    # (feminine, singular, plural)
-    nouns = (
-        (False, "círculo", "círculos"),
-        (False, "cuadrado", "cuadrados"),
-        (False, "triángulo", "triángulos"),
-        (True, "estrella", "estrellas"),
-        (False, "anillo", "anillos"),
-        (True, "cruz", "cruces"),
-    )
-    # (masculine, feminine, masculine plural, feminine plural)
-    colours = (
-        ("rojo", "roja", "rojos", "rojas"),
-        ("naranja", "naranja", "naranjas", "naranjas"),
-        ("amarillo", "amarilla", "amarillos", "amarillas"),
-        ("verde", "verde", "verdes", "verdes"),
-        ("azul", "azul", "azules", "azules"),
-        ("morado", "morada", "morados", "moradas"),
-    )
-    sizes = (("pequeño", "pequeña"), ("grande", "grande"))
-
-    def phrase(self, m: Mention, *, oblique: bool) -> str:
-        feminine, singular, plural = self.nouns[m.shape]
-        if m.count > 1:
-            return f"{self.numbers[m.count]} {plural} {self.colours[m.colour][2 + feminine]}"
-        words = ["una" if feminine else "un", singular, self.colours[m.colour][feminine]]
-        if m.size is not None:
-            words.append(self.sizes[m.size][feminine])
-        return " ".join([*words, *_place(self.places, m)])
+def _spanish(words: Mapping[str, Any], m: Mention, *, oblique: bool) -> str:
+    feminine, singular, plural = words["shapes"][m.shape]
+    colour = words["colours"][m.colour]
+    if m.count > 1:
+        return f"{words['numbers'][m.count - 2]} {plural} {colour[2 + feminine]}"
+    said = ["una" if feminine else "un", singular, colour[feminine]]
+    if m.size is not None:
+        said.append(words["sizes"][m.size][feminine])
+    return " ".join([*said, *_place(words, m)])
 
 
-def _place(places: tuple[str, ...], m: Mention) -> tuple[str, ...]:
-    return () if m.cell is None else (places[m.cell],)
+def _place(words: Mapping[str, Any], m: Mention) -> tuple[str, ...]:
+    return () if m.cell is None else (words["places"][m.cell],)
 
 
-_GRAMMARS: dict[str, _Grammar] = {"en": _English(), "de": _German(), "es": _Spanish()}
+_PHRASES = {"en": _english, "de": _german, "es": _spanish}
 
 
 @dataclass(frozen=True)

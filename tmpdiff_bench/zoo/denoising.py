@@ -6,19 +6,73 @@ For all but sd3 the denoiser trains alone: their text encoders come trained, fro
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
 
+from tmpdiff_bench.noise import generator_seed
+from tmpdiff_bench.pipelines.calls import Call
+from tmpdiff_bench.pipelines.embedded import call_defaults
 from tmpdiff_bench.zoo.captions import Requirement
-from tmpdiff_bench.zoo.evaluation import load_recogniser, sample_images, scene_accuracy
 from tmpdiff_bench.zoo.latents import LatentSet
 from tmpdiff_bench.zoo.prompts import mixed_prompts
+from tmpdiff_bench.zoo.recogniser import Recogniser, judge, load_recogniser, read
+
+
+@dataclass(frozen=True)
+class SceneAccuracy:
+    """Figures over images: share of asked objects found; share of images right in everything."""
+
+    objects: float
+    scenes: float
+    images: int
+
+
+def scene_accuracy(
+    recogniser: Recogniser, images: Tensor, requirements: Sequence[Requirement]
+) -> SceneAccuracy:
+    """Accuracy of images (n, 3, 64, 64) in [0, 1] against what was asked of each."""
+    verdicts = [
+        judge(requirement, reading)
+        for requirement, reading in zip(requirements, read(recogniser, images), strict=True)
+    ]
+    return SceneAccuracy(
+        objects=sum(v.found for v in verdicts) / sum(v.asked for v in verdicts),
+        scenes=sum(v.all for v in verdicts) / len(verdicts),
+        images=len(verdicts),
+    )
+
+
+@torch.no_grad()
+def sample_images(
+    pipeline: Any,
+    model: str,
+    prompts: pd.DataFrame,
+    *,
+    steps: int = 20,
+    seed: int = 0,
+    batch: int = 32,
+) -> Tensor:
+    """Images (n, 3, 64, 64) in [0, 1] of a pipeline, called as the embedded `model` is."""
+    pipeline.set_progress_bar_config(disable=True)
+    call = Call(
+        shared={**call_defaults(model), "num_inference_steps": steps, "output_type": "pt"},
+        each={"prompt": list(prompts["text"])},
+        seeds=[generator_seed(prompt, seed) for prompt in prompts["prompt_id"]],
+    )
+    found = []
+    for start in tqdm(range(0, len(call), batch), desc="sampling", unit="batch", leave=False):
+        rows = range(start, min(start + batch, len(call)))
+        found.append(pipeline(**call.rows(rows).arguments()).images.float().cpu())
+    return torch.cat(found)
+
 
 PROMPT_DROPOUT = 0.1
 VALIDATION_PROMPTS = 48

@@ -24,10 +24,8 @@ from transformers import (
 )
 
 from tmpdiff_bench.zoo.denoising import SHIFT, Batch, Recipe, zero_gates
-from tmpdiff_bench.zoo.latents import token_ids
-from tmpdiff_bench.zoo.t5 import lowered_ids
-from tmpdiff_bench.zoo.text import CLIP_WIDTH, MAX_TOKENS, T5_WIDTH
-from tmpdiff_bench.zoo.vae import LATENT_CHANNELS
+from tmpdiff_bench.zoo.latents import LATENT_CHANNELS, token_ids
+from tmpdiff_bench.zoo.text import CLIP_WIDTH, MAX_TOKENS, T5_WIDTH, lowered_ids
 
 WIDTH, HEADS = 128, 4
 DOUBLE_LAYERS, SINGLE_LAYERS = 2, 4  # FLUX.1 has one to two as well

@@ -17,10 +17,8 @@ from torch import Tensor, nn
 from transformers import T5EncoderModel, T5TokenizerFast
 
 from tmpdiff_bench.zoo.denoising import Batch, Recipe, diffused
-from tmpdiff_bench.zoo.latents import token_ids
-from tmpdiff_bench.zoo.t5 import lowered_ids
-from tmpdiff_bench.zoo.text import T5_WIDTH
-from tmpdiff_bench.zoo.vae import LATENT_CHANNELS
+from tmpdiff_bench.zoo.latents import LATENT_CHANNELS, token_ids
+from tmpdiff_bench.zoo.text import T5_WIDTH, lowered_ids
 
 WIDTH, HEADS, LAYERS = 128, 4, 6
 SIZE, PATCH = 16, 2

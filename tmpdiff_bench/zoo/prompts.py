@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from tmpdiff_bench.errors import UsageError, unknown
-from tmpdiff_bench.resources import data_folder
+from tmpdiff_bench.errors import UsageError, check_known
+from tmpdiff_bench.files import data_folder
 from tmpdiff_bench.zoo.captions import Requirement, sample_captions
 from tmpdiff_bench.zoo.scenes import sample_scenes
 
@@ -68,10 +68,8 @@ def write_prompts(folder: Path) -> list[Path]:
 
 def load_prompts(dataset: str, split: str) -> pd.DataFrame:
     """The prompts of one set and split. Raises `UsageError` for an unknown name."""
-    if dataset not in PROMPT_SETS:
-        raise unknown("prompt set", dataset, PROMPT_SETS)
-    if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
+    check_known("prompt set", dataset, PROMPT_SETS)
+    check_known("split", split, SPLITS)
     table = pd.read_parquet(data_folder() / "prompts" / f"{dataset}.parquet")
     return table[table["split"] == split].reset_index(drop=True)
 

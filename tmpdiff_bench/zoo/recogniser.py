@@ -12,8 +12,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.files import data_folder
 from tmpdiff_bench.zoo.captions import Mention, Requirement
 from tmpdiff_bench.zoo.scenes import (
     BACKGROUNDS,
@@ -234,3 +237,18 @@ def recogniser_loss(scores: dict[str, Tensor], targets: dict[str, Tensor]) -> Te
         for name in scores
     ]
     return torch.stack(losses).sum()
+
+
+def load_recogniser() -> Recogniser:
+    """The recogniser that ships with the library."""
+    path = data_folder() / "models" / "recogniser" / "model.safetensors"
+    if not path.is_file():
+        raise UsageError(
+            "the recogniser's weights are not in this installation: reinstall the package, or "
+            "train them with `python -m tmpdiff_bench.zoo train --model recogniser`"
+        )
+    with torch.device("meta"):  # built elsewhere it would draw weights from the global stream
+        recogniser = Recogniser()
+    weights = {name: weight.float() for name, weight in load_file(path).items()}
+    recogniser.load_state_dict(weights, assign=True)
+    return recogniser.eval()

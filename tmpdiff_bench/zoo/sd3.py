@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.zoo.denoising import SHIFT, Batch, Recipe, zero_gates
-from tmpdiff_bench.zoo.latents import token_ids
+from tmpdiff_bench.zoo.latents import LATENT_CHANNELS, token_ids
 from tmpdiff_bench.zoo.text import (
     CLIP_WIDTH,
     MAX_TOKENS,
@@ -34,7 +34,6 @@ from tmpdiff_bench.zoo.text import (
     train_clip_tokenizer,
     train_t5_tokenizer,
 )
-from tmpdiff_bench.zoo.vae import LATENT_CHANNELS
 
 WIDTH, HEADS, LAYERS = 128, 4, 6
 GRID, PATCH = 8, 2  # tokens a side, latent pixels a token's side

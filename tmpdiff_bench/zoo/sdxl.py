@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from tmpdiff_bench.zoo.denoising import Batch, Recipe, diffused
 from tmpdiff_bench.zoo.flux import without_projection
+from tmpdiff_bench.zoo.latents import LATENT_CHANNELS
 from tmpdiff_bench.zoo.pixart import shift_of, without_shift
 from tmpdiff_bench.zoo.text import CLIP_WIDTH
-from tmpdiff_bench.zoo.vae import LATENT_CHANNELS
 
 CHANNELS = (64, 128)
 SIZE, PIXELS = 16, 64

@@ -11,10 +11,20 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tmpdiff_bench.allocators.base import COST_TOLERANCE, Choice, Floats
-from tmpdiff_bench.allocators.convex import Indices, convex_form, pairs_of_steps
-from tmpdiff_bench.allocators.exchange import exchange, within_budget
-from tmpdiff_bench.allocators.halves import MAX_PLANS, least_of_all, plans_in
-from tmpdiff_bench.allocators.relaxation import Masks, Relaxation
+from tmpdiff_bench.allocators.solvers.halves import (
+    MAX_PLANS,
+    exchange,
+    least_of_all,
+    plans_in,
+    within_budget,
+)
+from tmpdiff_bench.allocators.solvers.relaxation import (
+    Indices,
+    Masks,
+    Relaxation,
+    convex_form,
+    pairs_of_steps,
+)
 
 TOLERANCE = 1e-9  # relative, of the minimum: what is closer than that is taken for equal
 _BATCH = 128

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tmpdiff_bench.allocators.base import COST_TOLERANCE, AllocationProblem, Choice, Floats
+from tmpdiff_bench.allocators.base import COST_TOLERANCE, AllocationProblem, Choice, Floats, along
 
 _MAX_STATES = 3_000_000  # partial plans held in all: some seconds
 _SLACK = 1e-12  # relative: sums in another order differ by less
@@ -33,17 +33,13 @@ def cheapest_choice(
     order = np.argsort([-hull[0, 0] + hull[-1, 0] for hull in hulls], kind="stable")
     choice = _filled(problem, hulls)
     least = float(_Fronts(hulls).after(0).least(np.array([limit]))[0])
-    total = _sum(errors, choice)
+    total = along(errors, choice)
     if total <= least:
         return choice, total, total
     found, cut_off = _listed(errors, problem.step_costs, hulls, order, limit, total, max_states)
-    if found is not None and problem.fits(problem.cost(found)) and _sum(errors, found) < total:
-        choice, total = found, _sum(errors, found)
+    if found is not None and problem.fits(problem.cost(found)) and along(errors, found) < total:
+        choice, total = found, along(errors, found)
     return choice, total, max(min(cut_off, total), min(least, total), 0.0)
-
-
-def _sum(errors: Floats, choice: Choice) -> float:
-    return math.fsum(errors[step, level] for step, level in enumerate(choice))
 
 
 def _hull(errors: Floats, costs: Floats) -> Floats:

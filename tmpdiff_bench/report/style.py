@@ -17,8 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.typing import RcKeyType
 
-from tmpdiff_bench.additivity.measurements import MIXED
-
+MIXED = "mixed"  # the plans that use several low levels
 MAIN_METRIC = "latent_rmse"
 MAIN_PREDICTORS = ("sum", "root_sum_squares", "gram")
 

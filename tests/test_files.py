@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tmpdiff_bench import resources
+from tmpdiff_bench import files
 from tmpdiff_bench.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -15,28 +15,28 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty package folder that `resources` believes to be in."""
+    """An empty package folder that `files` believes to be in."""
     folder = tmp_path / "site" / "tmpdiff_bench"
     folder.mkdir(parents=True)
-    monkeypatch.setattr(resources, "__file__", str(folder / "resources.py"))
+    monkeypatch.setattr(files, "__file__", str(folder / "files.py"))
     return folder
 
 
 def test_a_checkout_uses_its_top_level_data() -> None:
-    assert resources.data_folder() == ROOT / "data"
+    assert files.data_folder() == ROOT / "data"
 
 
 def test_packaged_data_come_first(package: Path) -> None:
     (package.parent / "data").mkdir()
-    assert resources.data_folder() == package.parent / "data"
+    assert files.data_folder() == package.parent / "data"
     (package / "data").mkdir()
-    assert resources.data_folder() == package / "data"
+    assert files.data_folder() == package / "data"
 
 
 def test_missing_data_are_one_clear_error(package: Path) -> None:
     (package / "data").write_text("a file, not a folder")
     with pytest.raises(UsageError, match="neither") as caught:
-        resources.data_folder()
+        files.data_folder()
     assert str(package / "data") in str(caught.value)
     assert str(package.parent / "data") in str(caught.value)
 

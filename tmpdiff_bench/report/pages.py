@@ -1,0 +1,67 @@
+"""Files of tables and figures, and the pages that show them."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from tmpdiff_bench.report.style import Drawing
+from tmpdiff_bench.report.tables import Table
+from tmpdiff_bench.store import write_atomically
+
+
+def figure_files(drawings: Iterable[Drawing]) -> dict[str, bytes]:
+    """Each figure as svg and png."""
+    files = {}
+    for drawing in drawings:
+        files[f"figures/{drawing.name}.svg"] = drawing.to_bytes("svg")
+        files[f"figures/{drawing.name}.png"] = drawing.to_bytes("png")
+    return files
+
+
+def inlined(files: Mapping[str, bytes]) -> dict[str, str]:
+    """Data URIs by figure's name: the smaller of its two files."""
+    found = {}
+    for name in (name.removesuffix(".svg") for name in files if name.endswith(".svg")):
+        kinds = {"image/svg+xml": files[f"{name}.svg"], "image/png": files[f"{name}.png"]}
+        kind, content = min(kinds.items(), key=lambda item: len(item[1]))
+        uri = f"data:{kind};base64,{base64.b64encode(content).decode()}"
+        found[name.removeprefix("figures/")] = uri
+    return found
+
+
+def table_files(written: Iterable[Table]) -> dict[str, bytes]:
+    """Each table as csv, md and tex."""
+    return {
+        f"tables/{table.name}.{kind}": text.encode()
+        for table in written
+        for kind, text in (
+            ("csv", table.to_csv()),
+            ("md", table.to_markdown()),
+            ("tex", table.to_latex()),
+        )
+    }
+
+
+def render(folder: Path, template: str, **values: Any) -> str:
+    """A page of a template in a folder; every value is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**values)
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files by name below a folder, each whole or not at all."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
