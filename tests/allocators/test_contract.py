@@ -18,6 +18,7 @@ from tmpdiff_bench.allocators import (
     ALLOCATORS,
     Allocation,
     AllocationProblem,
+    Allocator,
     InfeasibleBudgetError,
     MeasurementError,
     Oracle,
@@ -31,7 +32,7 @@ from tmpdiff_bench.allocators import (
     greedy_forward,
     uniform,
 )
-from tmpdiff_bench.allocators.contract import Allocate, ContractError, OracleFailureError, check
+from tmpdiff_bench.allocators.contract import ContractError, OracleFailureError, check
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.plan import PrecisionPlan
 
@@ -62,7 +63,7 @@ def test_an_unknown_allocator_is_told_with_the_nearest() -> None:
         get_allocator("bisect")
 
 
-def changed(**changes: Any) -> Allocate:
+def changed(**changes: Any) -> Allocator:
     """An allocator whose result is right but for some fields, given as functions of it."""
 
     def allocate(problem: AllocationProblem) -> Allocation:
@@ -208,7 +209,7 @@ def too_dear(problem: AllocationProblem) -> Allocation:
         return oracle.allocation((0,) * problem.steps)
 
 
-def changing(name: str) -> Allocate:
+def changing(name: str) -> Allocator:
     """Writes into a part of the problem, past what freezes it."""
 
     def allocate(problem: AllocationProblem) -> Allocation:
@@ -242,7 +243,7 @@ def of_one_call(problem: AllocationProblem) -> Allocation:
     return greedy_forward(problem)
 
 
-def replacing(kinds: tuple[type[Exception], ...]) -> Allocate:
+def replacing(kinds: tuple[type[Exception], ...]) -> Allocator:
     """Raises its own exception for what the oracle or its checks raised."""
 
     def allocate(problem: AllocationProblem) -> Allocation:
@@ -266,7 +267,7 @@ def no_allocation(problem: AllocationProblem) -> Any:
     return problem.plan(problem.cheapest)
 
 
-def peeking(sizes: Callable[[AllocationProblem], Any]) -> Allocate:
+def peeking(sizes: Callable[[AllocationProblem], Any]) -> Allocator:
     """Lowers steps in the order of what was recorded, and does not count that."""
 
     @declares(needs=("single_errors", "gram"))
@@ -355,7 +356,7 @@ BROKEN: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(
     ("allocate", "message"), BROKEN, ids=[f"{i} {message}" for i, (_, message) in enumerate(BROKEN)]
 )
-def test_a_broken_promise_is_noticed(allocate: Allocate, message: str) -> None:
+def test_a_broken_promise_is_noticed(allocate: Allocator, message: str) -> None:
     with pytest.raises(ContractError, match=message):
         check(allocate, problems=100)
 

@@ -28,7 +28,7 @@ from tmpdiff_bench.allocators import (
     random_search,
     uniform,
 )
-from tmpdiff_bench.allocators.solvers.moves import ladder, random_plan
+from tmpdiff_bench.allocators.solvers.moves import ladders, random_plan
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.plan import PrecisionPlan, nodes_per_step
 
@@ -346,11 +346,11 @@ def test_random_plans_fit_and_waste_nothing(
     task = AllocationProblem(
         names(levels), costs, least + place * (most - least) + 1e-12, lambda plan: 0.0
     )
-    choice = random_plan(task, rng)
+    every = ladders(task)
+    choice = random_plan(task, every, rng)
     cost = task.cost(choice)
     assert task.fits(cost)
-    for step, level in enumerate(choice):
-        rungs = ladder(task, step)
+    for step, (level, rungs) in enumerate(zip(choice, every, strict=True)):
         for dearer in rungs[: rungs.index(level)]:
             assert not task.fits(cost - costs[step, level] + costs[step, dearer] + 1e-9)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -24,12 +25,14 @@ PLAN = PrecisionPlan.parse("fp32 w4a4 w8a8 w4a4")
 REFERENCE = PrecisionPlan.uniform("fp32", len(PLAN))
 
 
+DEVICE = os.environ.get("TMPDIFF_TEST_DEVICE", "cpu")  # such as cuda, where there is one
+
 _BUILT: WeakKeyDictionary[Any, Tiny] = WeakKeyDictionary()
 
 
 def build(name: str) -> Any:
     """A tiny pipeline."""
-    pipe = TINY[name].build()
+    pipe = TINY[name].build().to(DEVICE)
     _BUILT[pipe] = TINY[name]
     return pipe
 
@@ -62,7 +65,7 @@ def call(pipe: Any, steps: int | None = None, **options: Any) -> Tensor:
         **tiny.call,
         **options,
     }
-    return torch.as_tensor(pipe(**arguments)[0])
+    return torch.as_tensor(pipe(**arguments)[0]).cpu()
 
 
 def denoisers(pipe: Any) -> dict[str, nn.Module]:

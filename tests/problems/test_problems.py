@@ -65,7 +65,7 @@ def test_live_singles_are_measured_singles(task: AllocationProblem) -> None:
     deviations = []
     for level in (1, 2):
         for step in range(STEPS):
-            plan = task.single(step, level)
+            plan = PrecisionPlan.single("fp32", task.levels[level], step, STEPS)
             assert task.single_errors[step, level] == pytest.approx(task.error(plan), rel=1e-6)
             deviations.append(deviation(plan).flatten())
     cells = torch.stack(deviations)

@@ -90,6 +90,7 @@ class AllocationProblem:
     known: Mapping[PrecisionPlan, float] = field(default_factory=dict)
     nfe_per_step: int | Sequence[int] = 1
     _rows: list[list[float]] = field(init=False, repr=False)  # of step_costs: quicker to index
+    _nfe: tuple[int, ...] = field(init=False, repr=False)  # of each step
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
@@ -116,7 +117,8 @@ class AllocationProblem:
             if not np.allclose(gram, gram.T, rtol=1e-6, atol=1e-9 * np.abs(gram).max(initial=0.0)):
                 raise UsageError("gram must be symmetric: it holds inner products")
             set_(self, "gram", _frozen((gram + gram.T) / 2))
-        set_(self, "nfe_per_step", _each_step(self.nfe_per_step, len(costs)))
+        set_(self, "_nfe", _each_step(self.nfe_per_step, len(costs)))
+        set_(self, "nfe_per_step", self._nfe)
         set_(self, "known", self._checked_known())
         set_(self, "budget", number("budget", self.budget))
         least = math.fsum(costs.min(axis=1))
@@ -172,7 +174,11 @@ class AllocationProblem:
 
     def fits(self, cost: float) -> bool:
         """Whether a total cost is within the budget, rounding forgiven."""
-        return cost <= self.budget + COST_TOLERANCE * abs(self.budget)
+        return cost <= forgiving(self.budget)
+
+    def within(self, plan: PrecisionPlan | Sequence[int]) -> bool:
+        """Whether a plan, or level indices, are within the budget."""
+        return self.fits(self.cost(plan))
 
     def plan(self, choice: Iterable[int]) -> PrecisionPlan:
         """The plan of level indices. Raises `UsageError` for others than 0..L-1, one a step."""
@@ -208,9 +214,10 @@ class AllocationProblem:
             )
         return found
 
-    def single(self, step: int, level: int) -> PrecisionPlan:
-        """The single plan of a step and a level index."""
-        return PrecisionPlan.single(self.levels[0], self.levels[level], step, self.steps)
+    @property
+    def singles(self) -> list[PrecisionPlan]:
+        """The single plans (one step low), by level, then step."""
+        return PrecisionPlan.singles(self.levels, self.steps)
 
     def cost(self, plan: PrecisionPlan | Sequence[int]) -> float:
         """Total cost of a plan, or of level indices; correctly rounded, whatever the order."""
@@ -223,9 +230,7 @@ class AllocationProblem:
 
     def predicted_square(self, choice: Sequence[int]) -> float:
         """S'Gs of level indices. Raises `UsageError` where there is no `gram`."""
-        gram, levels = self.need_gram("the prediction"), np.array(self.indices(choice))
-        steps = np.flatnonzero(levels)
-        cells = (levels[steps] - 1) * self.steps + steps
+        gram, cells = self.need_gram("the prediction"), self.plan(choice).cells(self.levels)
         return float(gram[np.ix_(cells, cells)].sum())
 
     def need_gram(self, who: str) -> Floats:
@@ -263,11 +268,6 @@ class AllocationProblem:
             if not math.isnan(m.error):
                 found[m.plan] = m.error
         return dataclasses.replace(self, known=found)
-
-    @property
-    def _nfe(self) -> tuple[int, ...]:
-        assert isinstance(self.nfe_per_step, tuple), "made one above"
-        return self.nfe_per_step
 
     def _checked_known(self) -> dict[PrecisionPlan, float]:
         if not isinstance(self.known, Mapping):
@@ -337,12 +337,10 @@ class Allocation:
         there is one.
         """
         problem = self._problem
-        errors = [
-            m.error
-            if problem and not math.isnan(m.error) and problem.fits(problem.cost(m.plan))
-            else math.inf
-            for m in self.trace
-        ]
+        errors = (
+            m.error if problem and m.error >= 0 and problem.within(m.plan) else math.inf
+            for m in self.trace  # those that were not measured are NaN
+        )
         return list(itertools.accumulate(errors, min))
 
     def __str__(self) -> str:
@@ -358,6 +356,11 @@ class Allocation:
         from tmpdiff_bench.allocators.drawing import draw
 
         return draw(self)
+
+
+def forgiving(budget: float) -> float:
+    """The largest cost that is within a budget, rounding forgiven."""
+    return budget + COST_TOLERANCE * abs(budget)
 
 
 def along(table: Floats, choice: Sequence[int]) -> float:
@@ -396,10 +399,9 @@ def _array(
     if not np.isfinite(array).all() or (not signed and (array < 0).any()):
         raise UsageError(f"{name} must be finite{'' if signed else ' and not negative'}")
     most = LARGEST**2 if signed else LARGEST
-    if np.abs(array).max(initial=0.0) > most:
+    if (largest := np.abs(array).max(initial=0.0)) > most:
         raise UsageError(
-            f"{name} goes up to {np.abs(array).max():.3g}: choose a unit in which it "
-            f"stays below {most:.0e}"
+            f"{name} goes up to {largest:.3g}: choose a unit in which it stays below {most:.0e}"
         )
     return _frozen(array)
 

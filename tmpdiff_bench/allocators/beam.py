@@ -5,7 +5,7 @@ from __future__ import annotations
 from tmpdiff_bench.allocators.base import Allocation, AllocationProblem, Choice
 from tmpdiff_bench.allocators.options import whole
 from tmpdiff_bench.allocators.oracle import Oracle, cited, declares
-from tmpdiff_bench.allocators.solvers.moves import ladder
+from tmpdiff_bench.allocators.solvers.moves import changed, ladders
 
 WIDTH = 4
 
@@ -21,8 +21,8 @@ def beam(problem: AllocationProblem, *, width: int = WIDTH) -> Allocation:
     """
     width = whole("width", width, 1)
     with Oracle(problem, "beam", cited("lowerre1976harpy")) as oracle:
-        ladders = [ladder(problem, step) for step in range(problem.steps)]
-        cheapest = tuple(rungs[-1] for rungs in ladders)
+        rungs = ladders(problem)
+        cheapest = tuple(levels[-1] for levels in rungs)
         need = problem.reference_cost - problem.budget
         savable = problem.reference_cost - problem.cost(cheapest)
         if problem.fits(problem.reference_cost):
@@ -35,15 +35,9 @@ def beam(problem: AllocationProblem, *, width: int = WIDTH) -> Allocation:
 
         beginnings: list[Choice] = [(0,) * problem.steps]
         for step in range(problem.steps):
-            longer = [
-                (*beginning[:step], level, *beginning[step + 1 :])
-                for beginning in beginnings
-                for level in ladders[step]
-            ]
+            longer = [changed(c, step, level) for c in beginnings for level in rungs[step]]
             possible = [
-                c
-                for c in longer
-                if problem.fits(problem.cost((*c[: step + 1], *cheapest[step + 1 :])))
+                c for c in longer if problem.within((*c[: step + 1], *cheapest[step + 1 :]))
             ]
             beginnings = sorted(possible, key=promise)[:width]
         return oracle.allocation(oracle.best())

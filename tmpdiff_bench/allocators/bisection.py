@@ -72,10 +72,8 @@ def bisection(
         raise UsageError(f"power is {power}: a positive number is needed")
     if tolerance is not None:
         tolerance = number("tolerance", tolerance, 0)
-    limit = max_evaluations
-    if limit is None:
-        limit = max(1, 2 * problem.steps * (len(problem.levels) - 1))
-    with Oracle(problem, "bisection", cited("tmpdiff2026"), limit=limit) as oracle:
+    source, limit = cited("tmpdiff2026"), max_evaluations
+    with Oracle(problem, "bisection", source, limit=limit, allocator=bisection) as oracle:
         forest = Forest(problem, oracle, power, verify)
         if tolerance is not None:
             return _within_tolerance(forest, tolerance)
@@ -122,12 +120,9 @@ def _next_splits(forest: Forest, estimates: Estimates, filling: Filling) -> list
     problem, leaves = forest.problem, forest.leaves
     step, level = filling.last
     count = max(len(leaves) // _AT_ONCE, 1)
-    first: list[Leaf] = []
-    for leaf in leaves:
-        if leaf.level == level and step in leaf.steps and len(leaf.steps) > 1:
-            chosen = sum(filling.choice[s] == level for s in leaf.steps)
-            if chosen < len(leaf.steps):
-                first.append(leaf)
+    long = [leaf for leaf in leaves if len(leaf.steps) > 1]
+    here = [leaf for leaf in long if leaf.level == level and step in leaf.steps]
+    first = [leaf for leaf in here if any(filling.choice[s] != level for s in leaf.steps)]
     if len(first) >= count:
         return first
     gains = possible_gains(problem, estimates, filling, leaves)
@@ -140,7 +135,6 @@ def _next_splits(forest: Forest, estimates: Estimates, filling: Filling) -> list
     left_over = problem.budget - problem.cost(filling.choice)
     if _equal_pair(problem) or (not filling.trimmed and filling.price * left_over <= rounding):
         return []
-    long = (leaf for leaf in leaves if len(leaf.steps) > 1)
     return sorted(long, key=lambda leaf: -leaf.weight)[:count]
 
 
@@ -177,7 +171,7 @@ def _within_tolerance(forest: Forest, tolerance: float) -> Allocation:
     within = [
         problem.choice(m.plan)
         for m in oracle.measured
-        if m.error <= tolerance and problem.fits(problem.cost(m.plan))
+        if m.error <= tolerance and problem.within(m.plan)
     ]
     if problem.fits(problem.reference_cost):
         within.append(reference)

@@ -6,6 +6,8 @@ import math
 import textwrap
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -82,21 +84,19 @@ def _tree(ax: Axes, intervals: list[Interval], steps: int, width: float) -> None
 
     `width`: inches of all steps.
     """
-    from matplotlib.patches import Patch, Rectangle
+    from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator
 
     for interval in intervals:
         for first, last in _runs(interval.steps):
-            ax.add_patch(
-                Rectangle(
-                    (first - 0.46, interval.depth - 0.4),
-                    last - first + 0.92,
-                    0.8,
-                    facecolor=_COLOURS[interval.decision],
-                    edgecolor="#222222",
-                    linestyle="-" if interval.measured else "--",
-                    linewidth=0.8,
-                )
+            ax.barh(
+                interval.depth,
+                last - first + 0.92,
+                left=first - 0.46,
+                color=_COLOURS[interval.decision],
+                edgecolor="#222222",
+                linestyle="-" if interval.measured else "--",
+                linewidth=0.8,
             )
         first, last = max(_runs(interval.steps), key=lambda run: run[1] - run[0])
         text = f"{interval.error:.2g}"
@@ -123,13 +123,8 @@ def _tree(ax: Axes, intervals: list[Interval], steps: int, width: float) -> None
 
 def _runs(steps: tuple[int, ...]) -> list[tuple[int, int]]:
     """Steps as runs (first, last): the steps offered to a level need not be neighbours."""
-    runs: list[tuple[int, int]] = []
-    for step in steps:
-        if runs and runs[-1][1] == step - 1:
-            runs[-1] = (runs[-1][0], step)
-        else:
-            runs.append((step, step))
-    return runs
+    parts = np.split(steps, np.flatnonzero(np.diff(steps) > 1) + 1)
+    return [(int(part[0]), int(part[-1])) for part in parts]
 
 
 def _progress(ax: Axes, allocation: Allocation) -> None:

@@ -7,9 +7,7 @@ import numpy as np
 from tmpdiff_bench.allocators.base import Allocation, AllocationProblem, Choice
 from tmpdiff_bench.allocators.options import number, seeded, whole
 from tmpdiff_bench.allocators.oracle import Oracle, cited, declares
-from tmpdiff_bench.allocators.solvers.moves import random_plan
-
-_TRIES = 20  # children that were known already before the search is taken to be over
+from tmpdiff_bench.allocators.solvers.moves import ladders, random_plan, unseen
 
 
 @declares(evaluations=lambda steps, levels: max(1, 4 * steps * (levels - 1)))
@@ -29,22 +27,20 @@ def evolutionary(
     search schedules of models and of steps. At most `max_evaluations` (default 4S(L-1)).
     """
     population, mutation = whole("population", population, 2), number("mutation", mutation, 0, 1)
-    generator = seeded(rng)
-    limit = max_evaluations
-    if limit is None:
-        limit = max(1, 4 * problem.steps * (len(problem.levels) - 1))
-    with Oracle(problem, "evolutionary", cited("liu2023omsdpm"), limit=limit) as oracle:
+    generator, source, limit = seeded(rng), cited("liu2023omsdpm"), max_evaluations
+    with Oracle(problem, "evolutionary", source, limit=limit, allocator=evolutionary) as oracle:
         ranked: list[tuple[float, Choice]] = []
-        tries = 0
-        while oracle.left > 0 and tries < _TRIES:
-            if len(ranked) < min(population, max(limit // 2, 1)):
-                child = random_plan(problem, generator)
-            else:
-                child = _child(problem, ranked[:population], mutation, generator)
-            tries = tries + 1 if oracle.has(child) else 0
-            if not oracle.has(child):
-                ranked.append((oracle(child), child))
-                ranked.sort()
+        rungs, at_random = ladders(problem), min(population, max(oracle.left // 2, 1))
+
+        def draw() -> Choice:
+            if len(ranked) < at_random:
+                return random_plan(problem, rungs, generator)
+            child = _child(problem, ranked[:population], mutation, generator)
+            return random_plan(problem, rungs, generator, child)
+
+        for child in unseen(oracle, draw):
+            ranked.append((oracle(child), child))
+            ranked.sort()
         return oracle.allocation(oracle.best())
 
 
@@ -53,10 +49,10 @@ def _child(
     parents: list[tuple[float, Choice]],
     mutation: float,
     rng: np.random.Generator,
-) -> Choice:
-    """Cross two parents (ranked, best first), mutate, and repair."""
+) -> list[int]:
+    """Cross two parents (ranked, best first), and mutate."""
     first, second = (parents[int(rng.integers(len(parents), size=2).min())][1] for _ in range(2))
     taken = np.where(rng.random(problem.steps) < 0.5, first, second)
     drawn = rng.integers(len(problem.levels), size=problem.steps)
-    mutated = np.where(rng.random(problem.steps) < mutation, drawn, taken)
-    return random_plan(problem, rng, mutated.tolist())
+    child: list[int] = np.where(rng.random(problem.steps) < mutation, drawn, taken).tolist()
+    return child

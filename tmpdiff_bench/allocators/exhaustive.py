@@ -32,7 +32,7 @@ def exhaustive(problem: AllocationProblem) -> Allocation:
         )
     with Oracle(problem, "exhaustive", cited("tmpdiff_bench")) as oracle:
         for choice in itertools.product(range(levels), repeat=steps):
-            if problem.fits(problem.cost(choice)):
+            if problem.within(choice):
                 oracle(choice)
         plan = oracle.best()
         return oracle.allocation(plan, lower_bound=oracle(problem.choice(plan)))

@@ -60,7 +60,7 @@ def _candidates(problem: AllocationProblem) -> list[Choice]:
             for last in np.flatnonzero(high[-1] - saved <= most)[::-1].tolist():
                 low = steps - first - last
                 choice = (0,) * first + (level,) * low + (0,) * last
-                if problem.fits(problem.cost(choice)):  # the sums above are rounded
+                if problem.within(choice):  # the sums above are rounded
                     found[choice] = None
                     break
     if not found:

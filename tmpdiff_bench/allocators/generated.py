@@ -59,8 +59,7 @@ class Task:
     def superposed(self, choice: tuple[int, ...]) -> float:
         """The root of s'Gs; for tasks with inner products."""
         assert self.gram is not None
-        rows = [(level - 1) * len(choice) + step for step, level in enumerate(choice) if level]
-        return math.sqrt(max(float(self.gram[np.ix_(rows, rows)].sum()), 0.0))
+        return _superposed(self.gram, choice)
 
     def optimum(self, predict: Callable[[tuple[int, ...]], float] | None = None) -> float:
         """The least error (or prediction) within the budget, by brute force."""
@@ -69,7 +68,7 @@ class Task:
         return min(
             predict(choice)
             for choice in itertools.product(range(levels), repeat=steps)
-            if problem.fits(problem.cost(choice))
+            if problem.within(choice)
         )
 
     def __str__(self) -> str:
@@ -80,49 +79,45 @@ class Task:
 def tasks(rng: np.random.Generator) -> Iterator[Task]:
     """Problems of all kinds, without end."""
     for kind in itertools.cycle(("additive", "superposed", "arbitrary", "equal", "unrecorded")):
-        steps, levels = int(rng.integers(1, 7)), int(rng.integers(2, 5))
-        if levels**steps > 800:
-            levels = 2
-        levels = 1 if rng.random() < 0.05 else levels
-        costs = np.sort(rng.uniform(0.2, 1.0, levels))[::-1] * np.ones((steps, 1))
-        if rng.random() < 0.4:
-            costs = costs * rng.uniform(0.5, 2.0, (steps, 1))
-        least, most = costs.min(axis=1).sum(), costs[:, 0].sum()
-        # now and then the ends of the range, which have their own ways of going wrong
-        place = rng.choice([0.0, 1.0, rng.random(), rng.random()])
-        budget = float(least + place * (most - least)) * (1 + 1e-12)
-        singles = rng.gamma(1.0, size=(steps, levels)) * np.arange(levels)
-        if kind == "equal":
-            singles = np.ones((steps, levels)) * (np.arange(levels) > 0)
-        cells = singles[:, 1:].T.ravel()
-        gram = np.outer(cells, cells)
+        yield _task(kind, rng)
+
+
+def _task(kind: str, rng: np.random.Generator) -> Task:
+    steps, levels = int(rng.integers(1, 7)), int(rng.integers(2, 5))
+    if levels**steps > 800:
+        levels = 2
+    levels = 1 if rng.random() < 0.05 else levels
+    costs = np.sort(rng.uniform(0.2, 1.0, levels))[::-1] * np.ones((steps, 1))
+    if rng.random() < 0.4:
+        costs = costs * rng.uniform(0.5, 2.0, (steps, 1))
+    least, most = costs.min(axis=1).sum(), costs[:, 0].sum()
+    # now and then the ends of the range, which have their own ways of going wrong
+    place = rng.choice([0.0, 1.0, rng.random(), rng.random()])
+    budget = float(least + place * (most - least)) * (1 + 1e-12)
+    singles = rng.gamma(1.0, size=(steps, levels)) * np.arange(levels)
+    if kind == "equal":
+        singles = np.ones((steps, levels)) * (np.arange(levels) > 0)
+    cells = singles[:, 1:].T.ravel()
+    gram = np.outer(cells, cells)
+    if kind == "superposed":
+        vectors = rng.normal(size=(len(cells), 4)) * cells[:, None]
+        gram = vectors @ vectors.T
+        singles[:, 1:] = np.sqrt(np.diag(gram)).reshape(levels - 1, steps).T
+    key = int(rng.integers(2**31))
+
+    def error(choice: tuple[int, ...]) -> float:
         if kind == "superposed":
-            vectors = rng.normal(size=(len(cells), 4)) * cells[:, None]
-            gram = vectors @ vectors.T
-            singles[:, 1:] = np.sqrt(np.diag(gram)).reshape(levels - 1, steps).T
-        key = int(rng.integers(2**31))
+            return _superposed(gram, choice)
+        if kind == "arbitrary" and any(choice):
+            return float(np.random.default_rng([key, *choice]).gamma(1.0))
+        return along(singles, choice)
 
-        def error(
-            choice: tuple[int, ...],
-            kind: str = kind,
-            singles: Floats = singles,
-            gram: Floats = gram,
-            key: int = key,
-        ) -> float:
-            if kind == "superposed":
-                low = [i for i, level in enumerate(choice) if level]
-                rows = [(choice[i] - 1) * len(choice) + i for i in low]
-                return math.sqrt(max(float(gram[np.ix_(rows, rows)].sum()), 0.0))
-            if kind == "arbitrary" and any(choice):
-                return float(np.random.default_rng([key, *choice]).gamma(1.0))
-            return along(singles, choice)
+    recorded = (singles, gram) if kind in ("additive", "superposed") else (None, None)
+    name = "additive" if kind in ("equal", "unrecorded") else kind
+    return Task(name, costs, budget, error, *recorded)
 
-        recorded = kind in ("additive", "superposed")
-        yield Task(
-            "additive" if kind in ("equal", "unrecorded") else kind,
-            costs,
-            budget,
-            error,
-            singles if recorded else None,
-            gram if recorded else None,
-        )
+
+def _superposed(gram: Floats, choice: tuple[int, ...]) -> float:
+    """The root of s'Gs."""
+    rows = [(level - 1) * len(choice) + step for step, level in enumerate(choice) if level]
+    return math.sqrt(max(float(gram[np.ix_(rows, rows)].sum()), 0.0))

@@ -13,7 +13,6 @@ from tmpdiff_bench.allocators.options import whole
 from tmpdiff_bench.allocators.oracle import Oracle, cited, declares
 from tmpdiff_bench.allocators.solvers.halves import MAX_PLANS
 from tmpdiff_bench.allocators.solvers.quadratic import Weights, least_quadratic
-from tmpdiff_bench.allocators.solvers.relaxation import pairs_of_steps
 from tmpdiff_bench.plan import PrecisionPlan
 
 MAX_NODES = 4_000
@@ -91,8 +90,7 @@ def gram_front(
     form = problem.need_gram("gram_front")
     points, max_nodes = whole("points", points, 2), whole("max_nodes", max_nodes, 0)
     costs = problem.step_costs
-    first, _ = pairs_of_steps(problem.steps, len(form))
-    weights = Weights.start(len(form), len(first))
+    weights = Weights(problem.steps, len(form))
     found: list[FrontPoint] = []
     starts: list[tuple[int, ...]] = []
     for budget in _budgets(costs, points):

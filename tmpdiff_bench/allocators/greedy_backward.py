@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tmpdiff_bench.allocators.base import Allocation, AllocationProblem
 from tmpdiff_bench.allocators.oracle import Oracle, cited, declares
-from tmpdiff_bench.allocators.solvers.moves import changed, ladder
+from tmpdiff_bench.allocators.solvers.moves import ladders, next_rungs
 
 
 @declares(evaluations=lambda steps, levels: max(1, steps * steps * (levels - 1) + 1))
@@ -16,22 +16,15 @@ def greedy_backward(problem: AllocationProblem) -> Allocation:
     Marginal analysis (Fox 1966) on measured errors. At most S²(L-1) + 1 evaluations.
     """
     with Oracle(problem, "greedy_backward", cited("fox1966discrete")) as oracle:
-        ladders = [ladder(problem, step) for step in range(problem.steps)]
-        choice = tuple(rungs[-1] for rungs in ladders)
+        rungs = ladders(problem)
+        choice = tuple(levels[-1] for levels in rungs)
         error = oracle(choice)
         while True:
-            ranked = []
-            for step, rungs in enumerate(ladders):
-                place = rungs.index(choice[step])
-                if place == 0:
-                    continue
-                higher = changed(choice, step, rungs[place - 1])
-                if not problem.fits(problem.cost(higher)):
-                    continue
-                costs = problem.step_costs[step]
-                added = costs[rungs[place - 1]] - costs[rungs[place]]
-                found = oracle(higher)
-                ranked.append(((found - error) / added, added, step, found, higher))
+            ranked = [
+                (((found := oracle(higher)) - error) / added, added, step, found, higher)
+                for step, higher, added in next_rungs(problem, rungs, choice, -1)
+                if problem.within(higher)
+            ]
             if not ranked:
                 return oracle.allocation(oracle.best())
             *_, error, choice = min(ranked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tmpdiff_bench.allocators.base import Allocation, AllocationProblem
 from tmpdiff_bench.allocators.oracle import Oracle, cited, declares
-from tmpdiff_bench.allocators.solvers.moves import changed, ladder
+from tmpdiff_bench.allocators.solvers.moves import ladders, next_rungs
 
 
 @declares(evaluations=lambda steps, levels: max(1, steps * steps * (levels - 1) + 1))
@@ -18,19 +18,13 @@ def greedy_forward(problem: AllocationProblem) -> Allocation:
     S²(L-1) + 1 evaluations.
     """
     with Oracle(problem, "greedy_forward", cited("fox1966discrete")) as oracle:
-        ladders = [ladder(problem, step) for step in range(problem.steps)]
+        rungs = ladders(problem)
         choice, error = (0,) * problem.steps, 0.0
-        while not problem.fits(problem.cost(choice)):
-            ranked = []
-            for step, rungs in enumerate(ladders):
-                place = rungs.index(choice[step])
-                if place + 1 == len(rungs):
-                    continue
-                costs = problem.step_costs[step]
-                saved = costs[rungs[place]] - costs[rungs[place + 1]]
-                lower = changed(choice, step, rungs[place + 1])
-                found = oracle(lower)
-                ranked.append(((found - error) / saved, -saved, step, found, lower))
+        while not problem.within(choice):
+            ranked = [
+                (((found := oracle(lower)) - error) / -added, added, step, found, lower)
+                for step, lower, added in next_rungs(problem, rungs, choice, 1)
+            ]
             *_, error, choice = min(ranked)
         oracle(choice)
         return oracle.allocation(oracle.best())

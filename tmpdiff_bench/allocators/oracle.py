@@ -7,9 +7,8 @@ import functools
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
@@ -29,12 +28,10 @@ from tmpdiff_bench.plan import PrecisionPlan
 F = TypeVar("F", bound=Callable[..., Allocation])
 
 
-Prediction = Literal["sum", "gram"]
-
-
 @dataclass(frozen=True)
 class Declared:
-    """What an allocator says of itself; the contract suite measures it, for default options.
+    """What an allocator says of itself, as its decorator (`declares`); the contract suite measures
+    it, for default options.
 
     `evaluations(S, L)`: the most distinct plans that it uses; None: any number. `needs`: optional
     parts of a problem that it can't do without. `predicts`: what `predicted_error` and
@@ -44,26 +41,18 @@ class Declared:
     """
 
     evaluations: Callable[[int, int], int] | None = None
+    _: KW_ONLY
     needs: tuple[Literal["single_errors", "gram"], ...] = ()
-    predicts: Prediction | None = None
+    predicts: Literal["sum", "gram"] | None = None
     may_refuse: bool = False
 
+    def __call__(self, allocator: F) -> F:
+        """The allocator, which has this as its `declared`."""
+        vars(allocator)["declared"] = self
+        return allocator
 
-def declares(
-    evaluations: Callable[[int, int], int] | None = None,
-    *,
-    needs: tuple[Literal["single_errors", "gram"], ...] = (),
-    predicts: Prediction | None = None,
-    may_refuse: bool = False,
-) -> Callable[[F], F]:
-    """Let an allocator declare what `Declared` has, its bound of evaluations first."""
-    declared = Declared(evaluations, needs, predicts, may_refuse)
 
-    def add(function: F) -> F:
-        vars(function)["declared"] = declared
-        return function
-
-    return add
+declares = Declared
 
 
 def declared_by(allocator: object) -> Declared:
@@ -94,16 +83,23 @@ class Oracle:
 
     To be used as a context: an exception that leaves it carries what was paid for as `partial`
     (a tuple of `Measurement`), whatever raised it. `limit` is the most plans that may be used, for
-    allocators that stop when `spent`.
+    allocators that stop when none is `left`; by default what `allocator` declares.
     """
 
     def __init__(
-        self, problem: AllocationProblem, name: str, citation: str, *, limit: int | None = None
+        self,
+        problem: AllocationProblem,
+        name: str,
+        citation: str,
+        *,
+        limit: int | None = None,
+        allocator: Callable[..., Allocation] | None = None,
     ) -> None:
         if not isinstance(problem, AllocationProblem):
             raise UsageError(f"{name} takes an AllocationProblem, got {problem!r}")
         self.problem = problem
-        self.limit = None if limit is None else whole("max_evaluations", limit, 1)
+        bound = evaluation_bound(allocator, problem.steps, len(problem.levels))
+        self.limit = bound if limit is None else whole("max_evaluations", limit, 1)
         self._name, self._citation = name, citation
         self._found: dict[PrecisionPlan, Measurement] = {}
         self._seconds, self._started = 0.0, time.perf_counter()
@@ -112,12 +108,7 @@ class Oracle:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         # one that the oracle raised itself may come from a call inside of `error`, with the account
         # of another problem
         if error is not None and error is not self._refused:
@@ -153,40 +144,36 @@ class Oracle:
         plan = self.problem.plan(choice)
         found = self._found.get(plan)
         if found is None or math.isnan(found.error):
-            if plan in self.problem.known:
-                found = Measurement(plan, self._checked(plan, self.problem.known[plan]), read=True)
-            else:
-                found = Measurement(plan, self._ask(plan))
-            self._found[plan] = found
+            read = plan in self.problem.known
+            error = self.problem.known[plan] if read else self._measure(plan)
+            found = self._found[plan] = Measurement(plan, error, read)
         return found.error
 
     def singles(self) -> Floats:
         """Errors of the single plans, (S, L): those that the problem has, else measured."""
         problem = self.problem
-        given = problem.single_errors
-        errors = np.zeros(problem.step_costs.shape)
-        for level in range(1, len(problem.levels)):
-            for step in range(problem.steps):
-                if given is None:
-                    choice = [0] * problem.steps
-                    choice[step] = level
-                    errors[step, level] = self(choice)
-                else:
-                    plan, errors[step, level] = problem.single(step, level), given[step, level]
-                    self._found.setdefault(plan, Measurement(plan, float(given[step, level]), True))
-        return errors
+        if problem.single_errors is not None:
+            self._read_singles()
+            return problem.single_errors.copy()
+        errors = [0.0] * problem.steps + [self(problem.choice(plan)) for plan in problem.singles]
+        return np.reshape(errors, problem.step_costs.T.shape).T.copy()
 
     def gram(self) -> Floats:
         """The problem's inner products, which somebody measured all single plans for."""
-        problem = self.problem
-        gram = problem.need_gram(self._name)
-        for level in range(1, len(problem.levels)):
-            for step in range(problem.steps):
-                plan = problem.single(step, level)
-                given, unknown = problem.single_errors, problem.known.get(plan, math.nan)
-                error = unknown if given is None else float(given[step, level])
-                self._found.setdefault(plan, Measurement(plan, error, True))
+        gram = self.problem.need_gram(self._name)
+        self._read_singles()
         return gram
+
+    def _read_singles(self) -> None:
+        """Take the single plans into the account, with their errors where these are there."""
+        problem, given = self.problem, self.problem.single_errors
+        for place, plan in enumerate(problem.singles):
+            if given is None:
+                error = problem.known.get(plan, math.nan)
+            else:
+                level, step = divmod(place, problem.steps)
+                error = float(given[step, level + 1])
+            self._found.setdefault(plan, Measurement(plan, error, read=True))
 
     def best(self, first: Sequence[int] | None = None) -> PrecisionPlan:
         """The best plan within the budget among those used, be they measured or read; of equal ones
@@ -195,11 +182,7 @@ class Oracle:
         Raises `UsageError` where there is none.
         """
         problem = self.problem
-        fitting = [
-            m
-            for m in self._found.values()
-            if not math.isnan(m.error) and problem.fits(problem.cost(m.plan))
-        ]
+        fitting = [m for m in self.measured if m.error >= 0 and problem.within(m.plan)]
         if not fitting:
             raise UsageError(f"{self._name} measured no plan within the budget")
         preferred = None if first is None else problem.plan(first)
@@ -216,24 +199,23 @@ class Oracle:
         """The result; its plan is measured if it has not been. Refuses a plan over budget."""
         problem = self.problem
         choice = problem.choice(plan) if isinstance(plan, PrecisionPlan) else problem.indices(plan)
-        cost = problem.cost(choice)
+        plan, cost = problem.plan(choice), problem.cost(choice)
         if not problem.fits(cost):
             raise AssertionError(
-                f"{self._name} chose plan {problem.plan(choice)}, over budget: it costs "
+                f"{self._name} chose plan {plan}, over budget: it costs "
                 f"{cost:.6g} of at most {problem.budget:.6g}"
             )
         error = self(choice)
-        reference = PrecisionPlan.uniform(problem.levels[0], problem.steps)
-        plans = [reference, *self._found]
+        plans = [PrecisionPlan.uniform(problem.levels[0], problem.steps), *self._found]
         source = getattr(problem.error, "source", lambda plan: "measured")
         return Allocation(
             allocator=self._name,
-            plan=problem.plan(choice),
+            plan=plan,
             cost=cost,
             budget=problem.budget,
             speedup=problem.speedup(cost),
             error=error,
-            error_source=source(problem.plan(choice)),
+            error_source=source(plan),
             predicted_error=predicted_error,
             lower_bound=lower_bound,
             evaluations=len(self._found),
@@ -247,15 +229,12 @@ class Oracle:
             _problem=problem,
         )
 
-    def _ask(self, plan: PrecisionPlan) -> float:
+    def _measure(self, plan: PrecisionPlan) -> float:
         started = time.perf_counter()
         try:
             value = self.problem.error(plan)
         finally:
             self._seconds += time.perf_counter() - started
-        return self._checked(plan, value)
-
-    def _checked(self, plan: PrecisionPlan, value: object) -> float:
         number = as_float(value)
         if not 0 <= number <= LARGEST:
             self._refused = MeasurementError(

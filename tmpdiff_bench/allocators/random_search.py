@@ -7,9 +7,7 @@ import numpy as np
 from tmpdiff_bench.allocators.base import Allocation, AllocationProblem
 from tmpdiff_bench.allocators.options import seeded
 from tmpdiff_bench.allocators.oracle import Oracle, cited, declares
-from tmpdiff_bench.allocators.solvers.moves import random_plan
-
-_TRIES = 20  # draws without a new plan before there is taken to be none
+from tmpdiff_bench.allocators.solvers.moves import ladders, random_plan, unseen
 
 
 @declares(evaluations=lambda steps, levels: max(1, 2 * steps * (levels - 1)))
@@ -25,14 +23,9 @@ def random_search(
     Bengio 2012 on why this is the baseline to beat). At most `max_evaluations` (default 2S(L-1), as
     `bisection`), fewer where there are not as many plans.
     """
-    generator = seeded(rng)
-    limit = max_evaluations
-    if limit is None:
-        limit = max(1, 2 * problem.steps * (len(problem.levels) - 1))
-    with Oracle(problem, "random_search", cited("bergstra2012random"), limit=limit) as oracle:
-        tries = 0
-        while oracle.left > 0 and tries < _TRIES:
-            choice = random_plan(problem, generator)
-            tries = tries + 1 if oracle.has(choice) else 0
+    generator, source, limit = seeded(rng), cited("bergstra2012random"), max_evaluations
+    with Oracle(problem, "random_search", source, limit=limit, allocator=random_search) as oracle:
+        rungs = ladders(problem)
+        for choice in unseen(oracle, lambda: random_plan(problem, rungs, generator)):
             oracle(choice)
         return oracle.allocation(oracle.best())

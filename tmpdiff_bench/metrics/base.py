@@ -61,13 +61,13 @@ class Metric:
     """
 
     name: str
-    of: Literal["images", "latents"]
-    per: Literal["sample", "set"]
-    higher_is_better: bool
-    unit: str
     measure: Callable[[Comparison], Measured]
-    identical: float | None
-    symmetric: bool
+    of: Literal["images", "latents"] = "images"
+    per: Literal["sample", "set"] = "sample"
+    higher_is_better: bool = False
+    unit: str = "1"
+    identical: float | None = None
+    symmetric: bool = True
     packages: tuple[str, ...] = ()
     weights: Callable[[], dict[str, str]] = dict
     resize: str = "none"
@@ -77,37 +77,13 @@ class Metric:
     def __call__(self, comparison: Comparison) -> MetricValue:
         """The value, or why there is none."""
         weights: dict[str, str] = {}
+        measured, not_available = Measured(np.empty(0)), ""
         try:
             self._check_size(comparison.x)
             weights = self.weights()
             measured = self.measure(comparison)
         except NotAvailableError as reason:
-            return self._value(comparison, weights, not_available=f"not available: {reason}")
-        values = tuple(map(float, measured.values))
-        return self._value(comparison, weights, values=values, note=measured.note)
-
-    def _check_size(self, x: Tensor) -> None:
-        height, width = x.shape[-2:]
-        if min(height, width) < self.smallest:
-            raise NotAvailableError(
-                f"{self.name} takes images from {self.smallest} pixels a side, "
-                f"these are {width} x {height}"
-            )
-        if self.only and {height, width} != {self.only}:
-            raise NotAvailableError(
-                f"{self.name} takes images of {self.only} x {self.only} pixels, "
-                f"these are {width} x {height}"
-            )
-
-    def _value(
-        self,
-        comparison: Comparison,
-        weights: dict[str, str],
-        *,
-        values: tuple[float, ...] = (),
-        not_available: str = "",
-        note: str = "",
-    ) -> MetricValue:
+            not_available = f"not available: {reason}"
         return MetricValue(
             metric=self.name,
             per=self.per,
@@ -118,10 +94,20 @@ class Metric:
             resize=self.resize,
             samples=len(comparison.x),
             reference_samples=len(comparison.reference),
-            values=values,
+            values=tuple(map(float, measured.values)),
             not_available=not_available,
-            note=note,
+            note=measured.note,
         )
+
+    def _check_size(self, x: Tensor) -> None:
+        height, width = x.shape[-2:]
+        if min(height, width) < self.smallest:
+            taken = f"from {self.smallest} pixels a side"
+        elif self.only and {height, width} != {self.only}:
+            taken = f"of {self.only} x {self.only} pixels"
+        else:
+            return
+        raise NotAvailableError(f"{self.name} takes images {taken}, these are {width} x {height}")
 
 
 @dataclass(frozen=True)

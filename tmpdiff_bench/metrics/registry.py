@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -37,13 +38,7 @@ from tmpdiff_bench.zoo.recogniser import Verdict, judge, read
 
 
 def _pairwise(
-    name: str,
-    of: Literal["images", "latents"],
-    function: Callable[[Tensor, Tensor], Tensor],
-    unit: str,
-    *,
-    identical: float = 0,
-    **options: Any,
+    name: str, function: Callable[[Tensor, Tensor], Tensor], identical: float = 0, **options: Any
 ) -> Metric:
     """A metric of a function of two tensors that gives one value per sample."""
 
@@ -52,7 +47,7 @@ def _pairwise(
         return Measured(found.detach().cpu().double().numpy())
 
     better = identical != 0  # similarities end at 1 or infinity, distances at 0
-    return Metric(name, of, "sample", better, unit, measure, identical, symmetric=True, **options)
+    return Metric(name, measure, higher_is_better=better, identical=identical, **options)
 
 
 def _of_sets(
@@ -60,8 +55,6 @@ def _of_sets(
     distance: Callable[[Array, Array], float],
     network: Features,
     side: int,
-    *,
-    identical: float | None,
     **options: Any,
 ) -> Metric:
     """A metric of the features of two sets."""
@@ -77,49 +70,31 @@ def _of_sets(
 
     return Metric(
         name,
-        "images",
-        "set",
-        higher_is_better=False,
-        unit="squared feature units" if distance is frechet_of_features else "1",
-        measure=measure,
-        identical=identical,
-        symmetric=True,
+        measure,
+        per="set",
         packages=("clean-fid", "pillow", "torch"),
         resize=resize_name(side),
         **options,
     )
 
 
-def _objects(comparison: Comparison) -> Measured:
-    """Share of the asked objects that each image shows: shape, colour and what else was said."""
-    return Measured(np.array([v.found / v.asked for v in _verdicts(comparison)]))
-
-
-def _everything(comparison: Comparison) -> Measured:
-    """1 where an image shows all that was asked and no other object, else 0."""
-    return Measured(np.array([float(v.all) for v in _verdicts(comparison)]))
-
-
-def _verdicts(comparison: Comparison) -> list[Verdict]:
-    requirements = comparison.requirements
-    if requirements is None:
-        raise NotAvailableError("what the prompts require is known for Scenes prompts only")
-    if len(requirements) != len(comparison.x):
-        raise UsageError(f"{len(requirements)} requirements for {len(comparison.x)} images")
-    readings = read(scenes_recogniser(str(comparison.x.device)), comparison.x.float())
-    return [judge(asked, seen) for asked, seen in zip(requirements, readings, strict=True)]
-
-
-def _shown(name: str, measure: Callable[[Comparison], Measured]) -> Metric:
+def _shown(name: str, value: Callable[[Verdict], float]) -> Metric:
     """A metric of the images and what was asked of them; the reference plays no part."""
+
+    def measure(comparison: Comparison) -> Measured:
+        requirements = comparison.requirements
+        if requirements is None:
+            raise NotAvailableError("what the prompts require is known for Scenes prompts only")
+        if len(requirements) != len(comparison.x):
+            raise UsageError(f"{len(requirements)} requirements for {len(comparison.x)} images")
+        readings = read(scenes_recogniser(str(comparison.x.device)), comparison.x.float())
+        verdicts = map(judge, requirements, readings)
+        return Measured(np.array([value(verdict) for verdict in verdicts]))
+
     return Metric(
         name,
-        "images",
-        "sample",
+        measure,
         higher_is_better=True,
-        unit="1",
-        measure=measure,
-        identical=None,
         symmetric=False,
         packages=("torch",),
         weights=scenes_weights,
@@ -132,39 +107,44 @@ _SSIM: dict[str, Any] = {**_TM, "smallest": fidelity.SSIM_SIDE}
 _MS_SSIM: dict[str, Any] = {**_TM, "smallest": fidelity.MS_SSIM_SIDE}
 _LPIPS: dict[str, Any] = {"packages": ("lpips", "torch")}
 _SCENES: dict[str, Any] = {**_LPIPS, "weights": scenes_weights, "smallest": 8}
-_RMSE, _INFINITE = fidelity.root_mean_squared_error, float("inf")
+_RMSE = fidelity.root_mean_squared_error
+_LATENTS: dict[str, Any] = {"of": "latents"}
 _NETWORKS = {
     "": (inception_features, INCEPTION_SIDE, inception_weights),
     "-scenes": (scenes_features, SCENES_SIDE, scenes_weights),
 }
+_DISTANCES: tuple[tuple[str, Callable[[Array, Array], float], dict[str, Any]], ...] = (
+    ("fid", frechet_of_features, {"identical": 0, "unit": "squared feature units"}),
+    ("kid", kernel_distance, {}),
+)
 _ALL = (
-    _pairwise("latent_rmse", "latents", _RMSE, "latent units"),
-    _pairwise("latent_mse", "latents", fidelity.mean_squared_error, "squared latent units"),
-    _pairwise("latent_cosine", "latents", fidelity.cosine, "1", identical=1),
-    _pairwise("image_rmse", "images", _RMSE, "range of pixels"),
-    _pairwise("psnr", "images", fidelity.psnr, "dB", identical=_INFINITE),
-    _pairwise("ssim", "images", fidelity.ssim, "1", identical=1, **_SSIM),
-    _pairwise("one_minus_ssim", "images", fidelity.one_minus_ssim, "1", **_SSIM),
-    _pairwise("ms_ssim", "images", fidelity.ms_ssim, "1", identical=1, **_MS_SSIM),
+    _pairwise("latent_rmse", _RMSE, unit="latent units", **_LATENTS),
+    _pairwise("latent_mse", fidelity.mean_squared_error, unit="squared latent units", **_LATENTS),
+    _pairwise("latent_cosine", fidelity.cosine, 1, **_LATENTS),
+    _pairwise("image_rmse", _RMSE, unit="range of pixels"),
+    _pairwise("psnr", fidelity.psnr, math.inf, unit="dB"),
+    _pairwise("ssim", fidelity.ssim, 1, **_SSIM),
+    _pairwise("one_minus_ssim", fidelity.one_minus_ssim, **_SSIM),
+    _pairwise("ms_ssim", fidelity.ms_ssim, 1, **_MS_SSIM),
     *(
         _pairwise(
-            *(name, "images", lpips_distance(network), "1"),
+            name,
+            lpips_distance(network),
             weights=partial(lpips_weights, network),
             smallest=smallest,
             **_LPIPS,
         )
         for name, network, smallest in (("lpips", "alex", 32), ("lpips-vgg", "vgg", 16))
     ),
-    _pairwise("lpips-scenes", "images", lpips_scenes, "1", **_SCENES),
-    _shown("scene_objects", _objects),
-    _shown("scene_all", _everything),
+    _pairwise("lpips-scenes", lpips_scenes, **_SCENES),
+    # the share of the asked objects that each image shows: shape, colour and what else was said
+    _shown("scene_objects", lambda verdict: verdict.found / verdict.asked),
+    # 1 where an image shows all that was asked and no other object, else 0
+    _shown("scene_all", lambda verdict: float(verdict.all)),
     *(
-        _of_sets(name + suffix, distance, network, side, identical=identical, weights=weights)
+        _of_sets(name + suffix, distance, network, side, weights=weights, **options)
         for suffix, (network, side, weights) in _NETWORKS.items()
-        for name, distance, identical in (
-            ("fid", frechet_of_features, 0),
-            ("kid", kernel_distance, None),
-        )
+        for name, distance, options in _DISTANCES
     ),
 )
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}

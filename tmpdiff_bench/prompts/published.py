@@ -18,6 +18,7 @@ import yaml
 from tmpdiff_bench.errors import UsageError, first_line
 from tmpdiff_bench.prompts.base import Prompts, tidy
 
+_ORIGIN = ("repository", "revision", "file", "licence")  # what is told of a set in recordings
 _WAY_OUT = "give a file of your own with --prompts FILE"
 
 
@@ -48,18 +49,15 @@ class HubPrompts:
         path = self._fetch()
         try:
             table, counts = tidy(self.texts(path), self.name)
+            if table.empty:
+                raise ValueError("it holds no prompt")
         except (OSError, ValueError, LookupError, TypeError, DatasetsError) as error:
-            raise self._unreadable(first_line(error)) from error
-        if table.empty:
-            raise self._unreadable("it holds no prompt")
-        origin: dict[str, str | int] = {
-            "repository": self.repository,
-            "revision": self.revision,
-            "file": self.file,
-            "licence": self.licence,
-            **counts,
-        }
-        return Prompts(self.name, table, origin)
+            raise UsageError(
+                f"--prompt-set {self.name}: {self.file} of {self.repository} is not as expected "
+                f"({first_line(error)}): delete it from the hub's cache, or {_WAY_OUT}"
+            ) from error
+        origin = {name: getattr(self, name) for name in _ORIGIN}
+        return Prompts(self.name, table, {**origin, **counts})
 
     def _fetch(self) -> Path:
         from huggingface_hub import hf_hub_download
@@ -78,16 +76,10 @@ class HubPrompts:
                 f"({first_line(error)}): run once with a connection, or {_WAY_OUT}"
             ) from error
 
-    def _unreadable(self, reason: str) -> UsageError:
-        return UsageError(
-            f"--prompt-set {self.name}: {self.file} of {self.repository} is not as expected "
-            f"({reason}): delete it from the hub's cache, or {_WAY_OUT}"
-        )
-
 
 def rows(builder: str, path: Path, **options: Any) -> Iterator[dict[str, Any]]:
-    """The rows of a file, by a builder of `datasets` (csv, parquet or text), streamed: without
-    it, a second copy of the file would stay in another cache.
+    """The rows of a file, by a builder of `datasets` (csv or parquet), streamed: without it, a
+    second copy of the file would stay in another cache.
     """
     from datasets import load_dataset
 
@@ -109,24 +101,18 @@ def column(path: Path, name: str, **options: Any) -> Iterator[str | None]:
     return (row[name] for row in table)
 
 
-def document(path: Path) -> str:
-    """The whole text of a file whose format `datasets` has no builder for."""
-    (row,) = rows("text", path, sample_by="document")
-    return str(row["text"])
-
-
 # libyaml's where PyYAML was built with it: the other takes many seconds for a megabyte
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def _mjhq(path: Path) -> Iterator[str | None]:
     # {image id: {"category": ..., "prompt": ...}}: `datasets` would make a column of every image
-    return (str(about["prompt"]) for about in _images(json.loads(document(path))).values())
+    return (str(about["prompt"]) for about in _images(path, json.loads).values())
 
 
 def _sdci(path: Path) -> Iterator[str | None]:
     try:
-        found = _images(yaml.load(document(path), Loader=_Loader))
+        found = _images(path, partial(yaml.load, Loader=_Loader))
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
     return (None if text is None else str(text) for text in found.values())
@@ -138,7 +124,8 @@ def _coco(path: Path) -> Iterator[str | None]:
         yield next(iter(row["captions"]), None)
 
 
-def _images(found: Any) -> Mapping[str, Any]:
+def _images(path: Path, parse: Callable[[str], Any]) -> Mapping[str, Any]:
+    found = parse(path.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
         raise ValueError("names of images with their prompts are wanted")
     return found

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,20 +93,13 @@ def tidy_prompts(table: pd.DataFrame, named: str) -> pd.DataFrame:
             raise UsageError(f"{named} has the prompt_id {ids[twice].iloc[0]} twice")
     else:
         whole = rows[column] if column else rows[more].apply(lambda row: repr(list(row)), axis=1)
-        ids = pd.Series(_told_apart([prompt_id(text) for text in whole]), dtype=str)
+        ids = pd.Series([prompt_id(text) for text in whole], dtype=str)
+        before = ids.groupby(ids).cumcount()
+        ids = ids.where(before == 0, ids + "-" + (before + 1).astype(str))
     found: dict[str, Any] = {"prompt_id": ids}
     if column is not None:
         found["text"] = rows[column]
     return pd.DataFrame({**found, **{str(name): rows[name] for name in more}})
-
-
-def _told_apart(ids: Sequence[str]) -> list[str]:
-    seen: Counter[str] = Counter()
-    found = []
-    for name in ids:
-        seen[name] += 1
-        found.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
-    return found
 
 
 def _read_table(path: Path) -> pd.DataFrame:

@@ -84,29 +84,28 @@ def least_of_all(
     `form` (L S, L S) with rows by level, then step, those of the reference zero; `costs` (L, S).
     Exact up to rounding.
     """
-    levels = [np.flatnonzero(column).tolist() for column in mask.T]
-    middle = _middle([len(found) for found in levels])
-    first, second = range(middle), range(middle, mask.shape[1])
-    a, b = _cells(levels, first, mask.shape[1]), _cells(levels, second, mask.shape[1])
+    steps = mask.shape[1]
+    cells = [(np.flatnonzero(mask[:, s]) * steps + s).tolist() for s in range(steps)]  # by step
+    middle = _middle([len(found) for found in cells])
+    a, b = _choices(cells[:middle]), _choices(cells[middle:])
     a_cost, b_cost = costs.ravel()[a].sum(axis=1), costs.ravel()[b].sum(axis=1)
     a_value, b_value = _values(form, a), _values(form, b)
-    pull = 2 * np.stack([form[cells].sum(axis=0) for cells in a])  # (A, L S): what a adds to cells
+    pull = 2 * np.stack([form[taken].sum(axis=0) for taken in a])  # (A, L S): what a adds to cells
 
     by_cost = np.argsort(b_cost, kind="stable")
     least_so_far = np.minimum.accumulate(b_value[by_cost])
     affordable = np.searchsorted(b_cost[by_cost], limit - a_cost, side="right")
     bound = a_value + np.where(affordable, least_so_far[affordable - 1], np.inf)
-    bound += _least_linear(pull, costs, mask, second, limit - a_cost)
+    bound += _least_linear(pull, costs, mask, range(middle, steps), limit - a_cost)
 
     values = np.full(len(b), np.inf)  # infinite for those b that a leaves no cost for
     table, known, best = np.empty(len(b)), 0, (below, -1, -1)
-    backwards = [[level * mask.shape[1] + step for level in levels[step]] for step in second[::-1]]
     for index in np.argsort(affordable, kind="stable").tolist():
         if bound[index] >= best[0]:
             continue
         new = by_cost[known : affordable[index]]
         values[new], known = b_value[new], int(affordable[index])
-        _add_up(pull[index].tolist(), backwards, table)
+        _add_up(pull[index].tolist(), cells[middle:][::-1], table)
         table += values
         value = float(table.min()) + float(a_value[index])
         if value < best[0]:
@@ -114,8 +113,7 @@ def least_of_all(
     value, i, j = best
     if i < 0:
         return None, below
-    cells = np.concatenate([a[i], b[j]])
-    return tuple((cells // mask.shape[1]).tolist()), value
+    return tuple((np.concatenate([a[i], b[j]]) // steps).tolist()), value
 
 
 def _add_up(pull: Sequence[float], cells: Sequence[Sequence[int]], table: Floats) -> None:
@@ -167,11 +165,10 @@ def _middle(sizes: Sequence[int]) -> int:
     return int(np.abs(2 * sums - sums[-1]).argmin())
 
 
-def _cells(levels: Sequence[Sequence[int]], steps: range, count: int) -> NDArray[np.int64]:
-    """Every choice of levels at some steps, in lexical order, as numbers of cells (N, steps)."""
-    each = [[level * count + step for level in levels[step]] for step in steps]
-    count = math.prod(map(len, each))
-    return np.array(list(itertools.product(*each)), dtype=np.int64).reshape(count, len(steps))
+def _choices(cells: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    """Every choice of one cell a step, in lexical order (N, steps)."""
+    count = math.prod(map(len, cells))
+    return np.array(list(itertools.product(*cells)), dtype=np.int64).reshape(count, len(cells))
 
 
 def _values(form: Floats, cells: NDArray[np.int64]) -> Floats:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -100,15 +100,12 @@ class Forest:
 
     def decided(self, choice: Choice) -> tuple[Interval, ...]:
         """All intervals, with what a plan made of them."""
-        return (*self._records(self.inner, None), *self._records(self.leaves, choice))
-
-    def _records(self, leaves: Sequence[Leaf], choice: Choice | None) -> Iterator[Interval]:
-        for leaf in leaves:
-            decision: Decision = "split"
-            if choice is not None:
-                low = sum(choice[step] == leaf.level for step in leaf.steps)
-                decision = "low" if low == len(leaf.steps) else "open" if low else "refused"
-            yield Interval(
+        decisions: list[Decision] = ["split"] * len(self.inner)
+        for leaf in self.leaves:
+            low = sum(choice[step] == leaf.level for step in leaf.steps)
+            decisions.append("low" if low == len(leaf.steps) else "open" if low else "refused")
+        return tuple(
+            Interval(
                 self.problem.levels[leaf.level],
                 leaf.steps,
                 leaf.weight ** (1 / self.power),
@@ -116,6 +113,8 @@ class Forest:
                 leaf.depth,
                 decision,
             )
+            for leaf, decision in zip((*self.inner, *self.leaves), decisions, strict=True)
+        )
 
     def _choice(self, level: int, steps: Sequence[int]) -> Choice:
         inside = set(steps)
@@ -145,7 +144,7 @@ class Estimates:
         """
         costs = problem.step_costs
         saved = costs[:, :1] - costs
-        mean, least, largest = (np.full(costs.shape, math.inf) for _ in range(3))
+        mean, least, largest = found = np.full((3, *costs.shape), math.inf)
         worst = 0.0
         for leaf in leaves:
             steps = list(leaf.steps)
@@ -157,10 +156,8 @@ class Estimates:
         measured = {leaf.level for leaf in leaves}
         for level in set(range(1, len(problem.levels))) - measured:
             saves = saved[:, level] > 0
-            for array in (mean, least, largest):
-                array[saves, level] = (worst or 1.0) * saved[saves, level]
-        for array in (mean, least, largest):
-            array[:, 0] = 0.0
+            found[:, saves, level] = (worst or 1.0) * saved[saves, level]
+        found[:, :, 0] = 0.0
         return cls(mean, least, largest)
 
 

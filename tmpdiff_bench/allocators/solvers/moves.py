@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from tmpdiff_bench.allocators.base import AllocationProblem, Choice
+from tmpdiff_bench.allocators.oracle import Oracle
+
+_TRIES = 20  # plans in a row that were known before there is taken to be no other
 
 
-def ladder(problem: AllocationProblem, step: int) -> list[int]:
-    """The levels worth having at a step, dearest first: the reference, and those that cost less.
+def ladders(problem: AllocationProblem) -> list[list[int]]:
+    """The levels worth having at each step, dearest first: the reference, and those that cost less.
 
     Of levels that cost the same only the one named first is kept, so each rung saves something.
     """
-    costs = problem.step_costs[step]
-    rungs: list[int] = []
-    for level in sorted(range(len(costs)), key=lambda level: (-costs[level], level)):
-        if costs[level] <= costs[0] and (not rungs or costs[level] < costs[rungs[-1]]):
-            rungs.append(level)
-    return [0, *(level for level in rungs if costs[level] < costs[0])]
+    found = []
+    for costs in problem.step_costs:
+        different, first = np.unique(costs, return_index=True)
+        found.append([0, *first[different < costs[0]][::-1].tolist()])
+    return found
 
 
 def changed(choice: Sequence[int], step: int, level: int) -> Choice:
@@ -27,48 +29,60 @@ def changed(choice: Sequence[int], step: int, level: int) -> Choice:
     return (*choice[:step], level, *choice[step + 1 :])
 
 
+def next_rungs(
+    problem: AllocationProblem, rungs: Sequence[Sequence[int]], choice: Choice, by: int
+) -> Iterator[tuple[int, Choice, float]]:
+    """Every step that can go to the next rung of its ladder, cheaper (`by` 1) or dearer (-1): the
+    step, the choice then, and what that adds to its cost.
+    """
+    for step, levels in enumerate(rungs):
+        place = levels.index(choice[step]) + by
+        if 0 <= place < len(levels):
+            costs = problem.step_costs[step]
+            added = float(costs[levels[place]] - costs[choice[step]])
+            yield step, changed(choice, step, levels[place]), added
+
+
+def unseen(oracle: Oracle, draw: Callable[[], Choice]) -> Iterator[Choice]:
+    """Plans drawn that were not measured before, until no evaluation is left or none seems to be
+    new.
+    """
+    tries = 0
+    while oracle.left > 0 and tries < _TRIES:
+        choice = draw()
+        tries = tries + 1 if oracle.has(choice) else 0
+        if not tries:
+            yield choice
+
+
 def random_plan(
-    problem: AllocationProblem, rng: np.random.Generator, start: Sequence[int] | None = None
+    problem: AllocationProblem,
+    rungs: Sequence[Sequence[int]],
+    rng: np.random.Generator,
+    start: Sequence[int] | None = None,
 ) -> Choice:
     """A plan within the budget that no single step could leave to a dearer rung of its ladder.
 
     From `start` (default: a random plan), random steps are lowered until the plan fits, then
     steps are raised in random order as far as the budget goes.
     """
-    rungs = [ladder(problem, step) for step in range(problem.steps)]
     if start is None:
         start = [int(rng.choice(levels)) for levels in rungs]
     choice = tuple(
         level if level in levels else levels[0] for level, levels in zip(start, rungs, strict=True)
     )
-    for step in rng.permutation(problem.steps).tolist():
-        if problem.fits(problem.cost(choice)):
+    for lowest in (False, True):  # where any cheaper levels saved too little, the cheapest
+        for step in rng.permutation(problem.steps).tolist():
+            if problem.within(choice):
+                break
+            if below := rungs[step][rungs[step].index(choice[step]) + 1 :]:
+                choice = changed(choice, step, below[-1] if lowest else int(rng.choice(below)))
+        if problem.within(choice):
             break
-        below = rungs[step][rungs[step].index(choice[step]) + 1 :]
-        if below:
-            choice = changed(choice, step, int(rng.choice(below)))
-    if not problem.fits(problem.cost(choice)):  # still over: every step was lowered, but too little
-        choice = _lowered(problem, choice, rungs, rng)
-    return _raised(problem, choice, rungs, rng)
-
-
-def _lowered(
-    problem: AllocationProblem, choice: Choice, rungs: list[list[int]], rng: np.random.Generator
-) -> Choice:
-    for step in rng.permutation(problem.steps).tolist():
-        if problem.fits(problem.cost(choice)):
-            break
-        choice = changed(choice, step, rungs[step][-1])
-    return choice
-
-
-def _raised(
-    problem: AllocationProblem, choice: Choice, rungs: list[list[int]], rng: np.random.Generator
-) -> Choice:
     for step in rng.permutation(problem.steps).tolist():
         for level in rungs[step][: rungs[step].index(choice[step])]:
             higher = changed(choice, step, level)
-            if problem.fits(problem.cost(higher)):
+            if problem.within(higher):
                 choice = higher
                 break
     return choice

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tmpdiff_bench.allocators.base import COST_TOLERANCE, AllocationProblem, Choice, Floats, along
+from tmpdiff_bench.allocators.base import AllocationProblem, Choice, Floats, along, forgiving
 
 _MAX_STATES = 3_000_000  # partial plans held in all: some seconds
 _SLACK = 1e-12  # relative: sums in another order differ by less
@@ -29,15 +30,15 @@ def cheapest_choice(
     the least bound of those cut off then bounds the optimum.
     """
     hulls = [_hull(row, cost) for row, cost in zip(errors, problem.step_costs, strict=True)]
-    limit = problem.budget + COST_TOLERANCE * abs(problem.budget)
+    limit = forgiving(problem.budget)
     order = np.argsort([-hull[0, 0] + hull[-1, 0] for hull in hulls], kind="stable")
     choice = _filled(problem, hulls)
-    least = float(_Fronts(hulls).after(0).least(np.array([limit]))[0])
+    least = float(_Front.of(hulls, _moves(hulls)[0]).least(np.array([limit]))[0])
     total = along(errors, choice)
     if total <= least:
         return choice, total, total
     found, cut_off = _listed(errors, problem.step_costs, hulls, order, limit, total, max_states)
-    if found is not None and problem.fits(problem.cost(found)) and along(errors, found) < total:
+    if found is not None and problem.within(found) and along(errors, found) < total:
         choice, total = found, along(errors, found)
     return choice, total, max(min(cut_off, total), min(least, total), 0.0)
 
@@ -59,25 +60,15 @@ def _hull(errors: Floats, costs: Floats) -> Floats:
     return np.array(hull, dtype=np.float64)
 
 
-class _Fronts:
-    """Moves along the hulls of steps (in some order), the most error per cost first."""
-
-    def __init__(self, hulls: list[Floats]) -> None:
-        moves = np.concatenate([np.diff(hull[:, :2], axis=0) for hull in hulls])
-        owners = np.repeat(np.arange(len(hulls)), [len(hull) - 1 for hull in hulls])
-        slopes = moves[:, 1] / np.maximum(moves[:, 0], np.finfo(float).tiny)
-        order = np.argsort(slopes, kind="stable")
-        self._moves, self._owners = moves[order], owners[order]
-        self._first = [float(hull[0, 0]) for hull in hulls]
-        self._last = [float(hull[-1, 1]) for hull in hulls]
-
-    def after(self, number: int) -> _Front:
-        """The front of the steps from `number` on."""
-        moves = self._moves[self._owners >= number]
-        # summed from the small ends up: what is small must not vanish beside what is large
-        costs = np.cumsum(np.r_[math.fsum(self._first[number:]), moves[:, 0]])
-        errors = np.cumsum(np.r_[math.fsum(self._last[number:]), -moves[::-1, 1]])[::-1]
-        return _Front(costs, errors)
+def _moves(hulls: Sequence[Floats]) -> tuple[Floats, NDArray[np.int64]]:
+    """Moves along the hulls of steps, the most error per cost first: what each adds to (cost,
+    error), and its (step, place on the hull).
+    """
+    moves = np.concatenate([np.diff(hull[:, :2], axis=0) for hull in hulls])
+    places = [(step, place) for step, hull in enumerate(hulls) for place in range(len(hull) - 1)]
+    slopes = moves[:, 1] / np.maximum(moves[:, 0], np.finfo(float).tiny)
+    order = np.argsort(slopes, kind="stable")
+    return moves[order], np.array(places, dtype=np.int64).reshape(-1, 2)[order]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +78,14 @@ class _Front:
     costs: Floats
     errors: Floats
 
+    @classmethod
+    def of(cls, hulls: Sequence[Floats], moves: Floats) -> Self:
+        """The front of some steps by their hulls and the moves along these."""
+        # summed from the small ends up: what is small must not vanish beside what is large
+        costs = np.cumsum(np.r_[math.fsum(hull[0, 0] for hull in hulls), moves[:, 0]])
+        errors = np.cumsum(np.r_[math.fsum(hull[-1, 1] for hull in hulls), -moves[::-1, 1]])
+        return cls(costs, errors[::-1])
+
     def least(self, costs: Floats) -> Floats:
         """Bounds of the error within costs, rounding taken off."""
         left = np.clip(np.searchsorted(self.costs, costs, side="right") - 1, 0, None)
@@ -95,19 +94,14 @@ class _Front:
 
 def _filled(problem: AllocationProblem, hulls: list[Floats]) -> Choice:
     """The relaxation's plan with its fraction left out, and what else fits in that order."""
-    moves = sorted(
-        ((after[1] - before[1]) / max(after[0] - before[0], np.finfo(float).tiny), step, place)
-        for step, hull in enumerate(hulls)
-        for place, (before, after) in enumerate(itertools.pairwise(hull))
-    )
     choice = [int(hull[0, 2]) for hull in hulls]
     places = [0] * len(hulls)
-    for _, step, place in moves:
+    for step, place in _moves(hulls)[1].tolist():
         if places[step] != place:
             continue
         before = choice[step]
         choice[step] = int(hulls[step][place + 1, 2])
-        if problem.fits(problem.cost(choice)):
+        if problem.within(choice):
             places[step] = place + 1
         else:
             choice[step] = before
@@ -128,7 +122,8 @@ def _listed(
 
     A list may take a quarter of what is left of `max_states`, or its even share of all.
     """
-    fronts = _Fronts([hulls[step] for step in order])
+    hulls = [hulls[step] for step in order]
+    moves, places = _moves(hulls)
     cost, error, history, held, cut_off = np.zeros(1), np.zeros(1), [], 0, math.inf
     for number, step in enumerate(order):
         levels = np.flatnonzero(np.isfinite(errors[step]))
@@ -139,7 +134,7 @@ def _listed(
         least = np.minimum.accumulate(all_errors[keep])
         keep = keep[np.r_[True, all_errors[keep][1:] < least[:-1]]]
         if number + 1 < len(order):
-            front = fronts.after(number + 1)
+            front = _Front.of(hulls[number + 1 :], moves[places[:, 0] > number])
             room = limit * (1 + _SLACK) - all_costs[keep]
             bound = all_errors[keep] + front.least(room)
             open_ = (room >= front.costs[0] * (1 - _SLACK)) & (bound <= below * (1 + _SLACK))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tmpdiff_bench.allocators.base import COST_TOLERANCE, Choice, Floats
+from tmpdiff_bench.allocators.base import Choice, Floats, forgiving
 from tmpdiff_bench.allocators.solvers.halves import (
     MAX_PLANS,
     exchange,
@@ -19,7 +19,6 @@ from tmpdiff_bench.allocators.solvers.halves import (
     within_budget,
 )
 from tmpdiff_bench.allocators.solvers.relaxation import (
-    Indices,
     Masks,
     Relaxation,
     convex_form,
@@ -38,16 +37,14 @@ _NOTHING = 1e-13  # of the largest entry: what rounding leaves of a form that is
 @dataclass(frozen=True, eq=False)
 class Solution:
     """The best plan found, its `value` s'Gs, and a `bound` that no plan within the budget is below
-    (to 1e-9 of the value); equal where the optimum is proven. `nodes` of the search tree bounded.
+    (to 1e-9 of the value); equal where the optimum is proven.
     """
 
     choice: Choice
     value: float
     bound: float
-    nodes: int
 
 
-@dataclass(eq=False)
 class Weights:
     """What the reformulation cuts off: running means over fractional solutions x.
 
@@ -55,20 +52,18 @@ class Weights:
     next they save rounds.
     """
 
-    squares: Floats
-    products: Floats
-    rounds: int = 0
+    def __init__(self, steps: int, cells: int) -> None:
+        self._first, self._second = pairs_of_steps(steps, cells)
+        self.squares, self.products = np.full(cells, 0.25), np.full(len(self._first), 0.05)
+        self._rounds = 0
 
-    @classmethod
-    def start(cls, cells: int, pairs: int) -> Weights:
-        return cls(np.full(cells, 0.25), np.full(pairs, 0.05))
-
-    def add(self, x: Floats, first: Indices, second: Indices) -> None:
+    def add(self, x: Floats) -> None:
         """Take in another fractional solution x (K,)."""
-        self.rounds += 1
-        share = 1 / (self.rounds + 0.5)
+        self._rounds += 1
+        share = 1 / (self._rounds + 0.5)
         self.squares = self.squares + share * (np.clip(x - x * x, 0, 1) - self.squares)
-        self.products = self.products + share * (x[first] * x[second] - self.products)
+        within = x[self._first] * x[self._second]
+        self.products = self.products + share * (within - self.products)
 
 
 @dataclass(order=True, slots=True)
@@ -108,34 +103,33 @@ def least_quadratic(
     scale = float(np.abs(gram).max(initial=0.0)) or 1.0
     unit = float(step_costs.max()) or 1.0
     gram, costs = gram / scale, np.ascontiguousarray(step_costs.T) / unit
-    limit = (budget + COST_TOLERANCE * abs(budget)) / unit
+    limit = forgiving(budget) / unit
     search = _Incumbent(gram, costs, limit)
     for choice in (tuple(costs.argmin(axis=0).tolist()), (0,) * steps, *starts):
         search.offer(choice)
     definite = len(gram) == 0 or np.linalg.eigvalsh(gram)[0] >= -_NOTHING
 
-    def solution(bound: float, nodes: int) -> Solution:
+    def solution(bound: float) -> Solution:
         if definite and search.value <= steps * np.finfo(float).eps:  # left by the scaling
-            return Solution(search.choice, 0.0, 0.0, nodes)
-        value, bound = search.value * scale, min(bound, search.value) * scale
-        return Solution(search.choice, value, bound, nodes)
+            return Solution(search.choice, 0.0, 0.0)
+        return Solution(search.choice, search.value * scale, min(bound, search.value) * scale)
 
     if definite and search.value <= _NOTHING:
-        return Solution(search.choice, 0.0, 0.0, 0)
+        return Solution(search.choice, 0.0, 0.0)
     everything = np.ones(costs.shape, dtype=np.bool_)
     if plans_in(everything) <= min(max_plans, _AT_ONCE):
         search.try_all(everything)
-        return solution(search.value, 0)
+        return solution(search.value)
     if weights is None:
-        weights = Weights.start(len(gram), len(pairs_of_steps(steps, len(gram))[0]))
+        weights = Weights(steps, len(gram))
     if rounds is None:
         rounds = min(_MOST_ROUNDS, 2 + len(gram) // _CELLS_PER_ROUND)
     relaxation, root = _root(gram, costs, limit, weights, rounds, search)
-    bound, nodes = _search(relaxation, root, search, max_nodes)
+    bound = _search(relaxation, root, search, max_nodes)
     if bound < search.goal and plans_in(root.mask) <= max_plans:
         search.try_all(root.mask)
         bound = search.value
-    return solution(bound, nodes)
+    return solution(bound)
 
 
 class _Incumbent:
@@ -174,7 +168,6 @@ def _root(
 ) -> tuple[Relaxation, _Node]:
     """The reformulation with the best bound of some rounds, and the root node under it."""
     levels, steps = costs.shape
-    first, second = pairs_of_steps(steps, len(gram))
     mask = np.ones((1, levels, steps), dtype=np.bool_)
     x, price = np.full(mask.shape, 1 / levels), np.full(1, 0.01)
     best: tuple[Relaxation, _Node] | None = None
@@ -183,10 +176,10 @@ def _root(
         form = convex_form(gram, steps, weights.squares + floor, weights.products)
         relaxation = Relaxation(form, costs, limit)
         x, price = relaxation.minimise(x, price, mask, _ROOT_ROUNDS)
-        bound = float(relaxation.bounds(x, price, mask).least[0])
+        bound = float(relaxation.bounds(x, price, mask)[0][0])
         if best is None or bound > best[1].bound:
             best = relaxation, _Node(bound, 0, mask[0], x[0], float(price[0]))
-        weights.add(x[0, 1:].ravel(), first, second)
+        weights.add(x[0, 1:].ravel())
         if bound >= search.goal:
             break
     assert best is not None, "at least one round"
@@ -197,16 +190,14 @@ def _root(
     return best
 
 
-def _search(
-    relaxation: Relaxation, root: _Node, search: _Incumbent, max_nodes: int
-) -> tuple[float, int]:
-    """Best-first search; returns the bound reached and the number of nodes bounded."""
+def _search(relaxation: Relaxation, root: _Node, search: _Incumbent, max_nodes: int) -> float:
+    """Best-first search; returns the bound reached."""
     heap, numbers, nodes = [root], itertools.count(1), 0
     while heap and nodes < max_nodes:
         taken = [heapq.heappop(heap) for _ in range(min(_BATCH, len(heap), max_nodes - nodes))]
         batch = [node for node in taken if node.bound < search.goal]
         if not batch:
-            return search.value, nodes
+            return search.value
         nodes += len(batch)
         masks = np.array([node.mask for node in batch])
         x, price = relaxation.minimise(
@@ -215,16 +206,16 @@ def _search(
             masks,
             _NODE_ROUNDS,
         )
-        bounds = relaxation.bounds(x, price, masks)
-        least = np.maximum(bounds.least, [node.bound for node in batch])
-        search.offer(bounds.extra[int(least.argmin())].argmin(axis=0))
+        own, extra = relaxation.bounds(x, price, masks)
+        least = np.maximum(own, [node.bound for node in batch])
+        search.offer(extra[int(least.argmin())].argmin(axis=0))
         # what a level adds, it adds to the node's own bound, which its parent's may be above
-        below = np.maximum(bounds.least[:, None, None] + bounds.extra, least[:, None, None])
+        below = np.maximum(own[:, None, None] + extra, least[:, None, None])
         masks &= below < search.goal
         for i in np.flatnonzero((least < search.goal) & np.all(masks.any(axis=1), axis=1)):
             for mask, bound in _children(relaxation, masks[i], x[i], below[i], search):
                 heapq.heappush(heap, _Node(bound, next(numbers), mask, x[i], float(price[i])))
-    return min((node.bound for node in heap), default=search.value), nodes
+    return min((node.bound for node in heap), default=search.value)
 
 
 def _children(

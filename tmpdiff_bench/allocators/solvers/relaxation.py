@@ -103,16 +103,6 @@ _BISECTIONS = 24
 _DOUBLINGS = 12
 
 
-@dataclass(frozen=True, eq=False)
-class Bounds:
-    """Of B nodes: `least` (B,) bounds the form over the node from below; so does `least + extra`
-    (`extra` (B, L, S), infinite outside the mask) over its plans that take a level at a step.
-    """
-
-    least: Floats
-    extra: Floats
-
-
 class Relaxation:
     """min x'Hx + d'x over x with Σ_l x_ls = 1, x >= 0 and total cost <= budget.
 
@@ -143,8 +133,12 @@ class Relaxation:
             x = moved
         return x, price
 
-    def bounds(self, x: Floats, price: Floats, masks: Masks) -> Bounds:
-        """Bounds from the tangents at x: f(y) >= f(x) + f'(x)(y - x) as H is definite."""
+    def bounds(self, x: Floats, price: Floats, masks: Masks) -> tuple[Floats, Floats]:
+        """Bounds from the tangents at x: f(y) >= f(x) + f'(x)(y - x) as H is definite.
+
+        `least` (B,) bounds the form over a node from below; so does `least + extra` (`extra`
+        (B, L, S), infinite outside the mask) over its plans that take a level at a step.
+        """
         slope = self._slope(x)
         low = x[:, 1:].reshape(len(x), -1)
         constant = -np.einsum("bk,bk->b", low @ self.form.matrix, low)
@@ -153,7 +147,7 @@ class Relaxation:
         priced = slope + price[:, None, None] * self.costs
         least = priced.min(axis=1)
         total = constant + least.sum(axis=1) - price * self.budget
-        return Bounds(cast(Floats, total), cast(Floats, priced - least[:, None]))
+        return total, priced - least[:, None]
 
     def _slope(self, x: Floats) -> Floats:
         slope = np.zeros_like(x)
