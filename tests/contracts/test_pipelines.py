@@ -183,10 +183,10 @@ def test_a_loop_without_steps_gets_one_line() -> None:
 
     class Other(type(pipe)):  # type: ignore[misc]
         def __call__(self, num_inference_steps: int, generator: Any, **_: Any) -> Any:
-            self.scheduler.set_timesteps(num_inference_steps)
-            x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-            states = torch.zeros(2, 4, self.transformer.config.joint_attention_dim)
-            pooled = torch.zeros(2, self.transformer.config.pooled_projection_dim)
+            self.scheduler.set_timesteps(num_inference_steps, device=self.device)
+            x = torch.ones(2, 4, 8, 8, device=self.device)
+            states = x.new_zeros(2, 4, self.transformer.config.joint_attention_dim)
+            pooled = x.new_zeros(2, self.transformer.config.pooled_projection_dim)
             for timestep in self.scheduler.timesteps:
                 x = x - 0.1 * self.transformer(x, states, pooled, timestep.expand(2))[0]
             return (x,)

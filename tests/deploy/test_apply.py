@@ -93,7 +93,7 @@ def test_bad_plans_and_pipelines_are_refused(pipe: Any) -> None:
     before = traces(pipe)
     with pytest.raises(UsageError, match="unknown level 'w4a5'"):
         deploy.apply(pipe, PrecisionPlan.parse("fp32 w4a5"))
-    with pytest.raises(UsageError, match=r"native:w4a4 can't run on this CPU"):
+    with pytest.raises(UsageError, match=r"native:w4a4 can't run on"):
         deploy.apply(pipe, PrecisionPlan.parse("fp32 native:w4a4"))
     with pytest.raises(UsageError, match=r"w4a4\+lr8 scales its inputs by how large they get"):
         deploy.apply(pipe, PrecisionPlan.parse("fp32 w4a4+lr8"))
@@ -217,10 +217,10 @@ def test_a_replaced_scheduler_or_denoiser_is_the_one_that_runs(pipe: Any) -> Non
 
 def test_a_call_of_the_denoiser_by_itself_is_the_users(pipe: Any) -> None:
     arguments = {
-        "hidden_states": torch.ones(1, 4, 8, 8),
-        "encoder_hidden_states": torch.ones(1, 5, 64),
-        "pooled_projections": torch.ones(1, 64),
-        "timestep": torch.ones(1),
+        "hidden_states": torch.ones(1, 4, 8, 8, device=pipe.device),
+        "encoder_hidden_states": torch.ones(1, 5, 64, device=pipe.device),
+        "pooled_projections": torch.ones(1, 64, device=pipe.device),
+        "timestep": torch.ones(1, device=pipe.device),
     }
     with torch.no_grad():
         expected = pipe.transformer(**arguments).sample
@@ -251,7 +251,7 @@ def test_pipelines_made_of_its_parts_have_no_plan(pipe: Any) -> None:
             num_inference_steps=4,
             output_type="latent",
         ).images
-        assert torch.equal(drawn, plain)
+        assert torch.equal(drawn.cpu(), plain)
         with pytest.raises(UsageError, match="this pipeline runs no plan"):
             deploy.remove(other)
     assert torch.equal(call(pipe), planned)

@@ -149,7 +149,7 @@ def bias_changed(pipe: Any) -> None:
 def layer_replaced(pipe: Any) -> None:
     parent, _, name = LAYER.rpartition(".")
     old = pipe.transformer.get_submodule(LAYER)
-    new = nn.Linear(old.in_features, old.out_features)
+    new = nn.Linear(old.in_features, old.out_features, device=pipe.device)
     new.load_state_dict({"weight": old.weight.flip(0), "bias": old.bias.flip(0)})
     setattr(pipe.transformer.get_submodule(parent), name, new.requires_grad_(False))
 

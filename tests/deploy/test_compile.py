@@ -56,7 +56,7 @@ def test_a_compiled_denoiser_is_compiled_once_a_level(
     [place] = denoisers(pipe)
     whole: Any = getattr(pipe, place)
     options: Any = TWICE if name == FLUX else {}
-    original = type(whole).from_config({**whole.config, **SMALL[name]}).eval()
+    original = type(whole).from_config({**whole.config, **SMALL[name]}).to(pipe.device).eval()
     setattr(pipe, place, original)
     deploy.apply(pipe, PLAN)
     expected = call(pipe, **options)

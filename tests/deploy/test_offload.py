@@ -1,5 +1,5 @@
-"""Plans beside offloading and casting of weights, with the CPU as every device: diffusers and
-accelerate set the same hooks as for an accelerator.
+"""Plans beside offloading and casting of weights. Without an accelerator the CPU is every device:
+diffusers and accelerate set the same hooks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from diffusers.hooks import apply_group_offloading
 from torch import nn
 
-from tests.deploy.conftest import PLAN, build, by_hand, call, traces
+from tests.deploy.conftest import DEVICE, PLAN, build, by_hand, call, traces
 from tests.deploy.test_adapters import save_lora
 from tests.tiny import WARNINGS
 from tmpdiff_bench import deploy
@@ -21,18 +21,18 @@ from tmpdiff_bench.plan import PrecisionPlan
 
 pytestmark = [pytest.mark.filterwarnings(entry) for entry in WARNINGS]
 
-CPU = torch.device("cpu")
+CPU, ONTO = torch.device("cpu"), torch.device(DEVICE)
 
 
 @pytest.mark.parametrize("before", [True, False])
 def test_model_offloading(pipe: Any, before: bool) -> None:
     expected, untouched = by_hand(pipe, PLAN), call(pipe)
     if before:
-        pipe.enable_model_cpu_offload(device="cpu")
+        pipe.enable_model_cpu_offload(device=DEVICE)
     deploy.apply(pipe, PLAN)
     if not before:
         assert torch.equal(call(pipe), expected)
-        pipe.enable_model_cpu_offload(device="cpu")
+        pipe.enable_model_cpu_offload(device=DEVICE)
     assert "_hf_hook" in vars(pipe.transformer)
     for _ in range(2):
         assert torch.equal(call(pipe), expected)
@@ -47,7 +47,7 @@ def test_model_offloading(pipe: Any, before: bool) -> None:
 def test_group_offloading(pipe: Any, moment: str, kind: str, tmp_path: Path) -> None:
     """On a disk, weights that are not loaded are nowhere else."""
     expected, untouched = by_hand(pipe, PLAN), call(pipe)
-    options: dict[str, Any] = {"onload_device": CPU, "offload_device": CPU}
+    options: dict[str, Any] = {"onload_device": ONTO, "offload_device": CPU}
     options |= {"offload_type": "leaf_level" if kind == "leaf_level" else "block_level"}
     options |= {} if kind == "leaf_level" else {"num_blocks_per_group": 1}
     options |= {"offload_to_disk_path": str(tmp_path)} if kind == "disk" else {}
@@ -70,7 +70,7 @@ def test_group_offloading(pipe: Any, moment: str, kind: str, tmp_path: Path) -> 
 def test_offloaded_levels_are_made_once(pipe: Any, tmp_path: Path, capsys: Any) -> None:
     """Though weights on a disk lie elsewhere at every look."""
     pipe.transformer.enable_group_offload(
-        CPU, CPU, "block_level", num_blocks_per_group=1, offload_to_disk_path=str(tmp_path)
+        ONTO, CPU, "block_level", num_blocks_per_group=1, offload_to_disk_path=str(tmp_path)
     )
     deploy.apply(pipe, PLAN)
     assert capsys.readouterr().err.count("weights:") == 1
@@ -85,7 +85,7 @@ def test_group_offloading_and_a_lora(pipe: Any, tmp_path: Path) -> None:
     plain.load_lora_weights(lora)
     expected = by_hand(plain, PLAN)
     deploy.apply(pipe, PLAN)
-    pipe.transformer.enable_group_offload(CPU, CPU, "block_level", num_blocks_per_group=2)
+    pipe.transformer.enable_group_offload(ONTO, CPU, "block_level", num_blocks_per_group=2)
     call(pipe)
     pipe.load_lora_weights(lora)
     assert torch.equal(call(pipe), expected)
@@ -131,6 +131,7 @@ def test_native_levels_of_offloaded_weights_are_refused(
     are made anew, after a LoRA was loaded.
     """
     monkeypatch.setattr(type(pipe), "_execution_device", torch.device("cuda"))
+    pipe.to(CPU)
     native = PrecisionPlan.parse("fp32 native:bf16*3")
     with pytest.raises(UsageError, match=r"offloaded to cpu and run on cuda, whose kernels want"):
         deploy.apply(pipe, native)

@@ -87,10 +87,10 @@ def test_a_denoiser_that_another_thread_calls_by_itself(pipe: Any) -> None:
     """It waits for its turn, and is at no level."""
     slowly(pipe)
     arguments = {
-        "hidden_states": torch.ones(1, 4, 8, 8),
-        "encoder_hidden_states": torch.ones(1, 5, 64),
-        "pooled_projections": torch.ones(1, 64),
-        "timestep": torch.ones(1),
+        "hidden_states": torch.ones(1, 4, 8, 8, device=pipe.device),
+        "encoder_hidden_states": torch.ones(1, 5, 64, device=pipe.device),
+        "pooled_projections": torch.ones(1, 64, device=pipe.device),
+        "timestep": torch.ones(1, device=pipe.device),
     }
     expected = pipe.transformer(**arguments).sample
     deploy.apply(pipe, LOW)

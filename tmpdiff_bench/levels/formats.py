@@ -30,12 +30,17 @@ def largest(x: Tensor, axis: int = -1) -> Tensor:
     return torch.maximum(x.amax(axis, keepdim=True), x.amin(axis, keepdim=True).neg_())
 
 
+def divided_(x: Tensor, number: float) -> Tensor:
+    """`x` divided in place, rounded once: CUDA multiplies by the reciprocal of a Python number."""
+    return x.div_(x.new_full((), number))
+
+
 def integer_codes(x: Tensor, format: str, axis: int = -1) -> tuple[Tensor, Tensor]:
     """Codes, in the dtype of `x`, and their scales max |x| / qmax along `axis`.
 
     A row of zeros has scale 1.
     """
-    scale = largest(x, axis).div_(INTEGER_MAX[format])
+    scale = divided_(largest(x, axis), INTEGER_MAX[format])
     # a row of zeros: any scale gives zeros, but zero itself would give NaN
     scale.masked_fill_(scale == 0, 1)
     return (x / scale).round_(), scale
@@ -105,7 +110,7 @@ def exponents(x: Tensor) -> Tensor:
 
 def round_scaled(x: Tensor, kind: Minifloat, axis: int = -1) -> Tensor:
     """`x` rounded with one scale, max |x| / largest number, along `axis`."""
-    scale = largest(x, axis).div_(kind.largest)
+    scale = divided_(largest(x, axis), kind.largest)
     scale.masked_fill_(scale == 0, 1)  # a row of zeros, or of numbers too small to be divided
     return round_minifloat_(x / scale, kind).mul_(scale)
 
@@ -158,9 +163,9 @@ def round_nvfp4(x: Tensor, *, whole: bool = False) -> Tensor:
         pooled = F.max_pool1d(x.abs().flatten(-2).flatten(0, -2), NVFP4_BLOCK)
         amax = pooled.view(*x.shape[:-1], 1)
         outer = amax.amax() if whole else amax.amax(-2, keepdim=True)
-        outer.div_(E4M3.largest * E2M1.largest)
+        divided_(outer, E4M3.largest * E2M1.largest)
         outer.masked_fill_(outer == 0, 1)
-        inner = amax.div_(E2M1.largest).div_(outer).clamp_(_LEAST_NORMAL, E4M3.largest)
+        inner = divided_(amax, E2M1.largest).div_(outer).clamp_(_LEAST_NORMAL, E4M3.largest)
         round_minifloat_(inner, E4M3)
         # the inner scale is at most 1/16 too small: what it lets exceed 6 is rounded back to 6
         rounded = round_minifloat_(x * (outer.reciprocal() / inner), E2M1)
