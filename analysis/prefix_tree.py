@@ -13,12 +13,11 @@ from collections.abc import Iterator, Sequence
 from matplotlib.axes import Axes
 
 from analysis.base import FigureFile, Made, Reports, Script
-from tmpdiff_bench.additivity.design import JOINT_PLANS, joint_design
-from tmpdiff_bench.additivity.experiment import COMPLEMENTS, MIXED
 from tmpdiff_bench.commands import run
 from tmpdiff_bench.experiment import Experiment
 from tmpdiff_bench.plan import PrecisionPlan, nodes_per_step
 from tmpdiff_bench.report.style import Drawing, canvas, house_style, level_colours
+from tmpdiff_bench.trajectory.design import designed
 
 SMALL = ("fp32", "w4a4")
 STEPS = 6
@@ -84,15 +83,8 @@ def draw_counts(ax: Axes, plans: Sequence[PrecisionPlan]) -> None:
 def default_plans() -> list[PrecisionPlan]:
     """What `python -m tmpdiff_bench.additivity --model sd3` runs."""
     default = Experiment("sd3")
-    design = joint_design(
-        default.levels,
-        default.steps,
-        per_level=JOINT_PLANS,
-        complements=COMPLEMENTS,
-        mixed=MIXED,
-        rng=default.seed,
-    )
-    return [*singles(default.levels, default.steps), *(joint.plan for joint in design)]
+    joint = [joint.plan for joint in designed(default)]
+    return [*singles(default.levels, default.steps), *joint]
 
 
 def make(_: Reports) -> Iterator[Made]:

@@ -4,9 +4,18 @@ The public names, listed in the stub beside this file, are loaded when first use
 package imports no torch.
 """
 
+import logging
 from typing import Any
 
 import lazy_loader
+
+# What diffusers 0.42 prints when it imports an installed torchao, which nothing here uses.
+_IMPORT_NOISE = {
+    "torch.utils._pytree": "is an Enum subclass and is now natively supported",
+    "diffusers.quantizers.torchao.torchao_quantizer": "Unable to import `torchao` Tensor objects",
+}
+for _logger, _text in _IMPORT_NOISE.items():
+    logging.getLogger(_logger).addFilter(lambda record, text=_text: text not in record.getMessage())
 
 _load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 

@@ -1,5 +1,6 @@
 from .additivity import additivity_test as additivity_test
 from .additivity import analyse as analyse
+from .deploy import allocate as allocate
 from .deploy import apply as apply
 from .deploy import describe as describe
 from .deploy import remove as remove

@@ -1,8 +1,7 @@
 """What the commands share: exit statuses, one-line errors, and arguments that are checked.
 
 A command's `__main__.py` is `run(main)`. What is heavy is imported inside `main`: so `--help` is
-fast, and Ctrl-C has its one line from the start. Noise of third-party imports is silenced as soon
-as this module is imported, so that scripts which import what is heavy first print none either.
+fast, and Ctrl-C has its one line from the start.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import argparse
 import contextlib
 import ctypes
 import errno
-import logging
 import math
 import os
 import sys
@@ -23,11 +21,6 @@ from tmpdiff_bench.errors import UsageError
 
 # M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD of malloc.h, in bytes
 _MALLOC_OPTIONS = {-1: 2**31 - 1, -2: 2**28, -3: 2**30}
-# What diffusers 0.42 prints when it imports an installed torchao, which nothing here uses.
-_IMPORT_NOISE = {
-    "torch.utils._pytree": "is an Enum subclass and is now natively supported",
-    "diffusers.quantizers.torchao.torchao_quantizer": "Unable to import `torchao` Tensor objects",
-}
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> NoReturn:
@@ -144,11 +137,3 @@ def _keep_freed_memory() -> None:
     with contextlib.suppress(OSError, AttributeError):  # another C library
         for option, value in _MALLOC_OPTIONS.items():
             ctypes.CDLL(None).mallopt(option, value)
-
-
-def _is_no_noise(record: logging.LogRecord) -> bool:
-    return _IMPORT_NOISE[record.name] not in record.getMessage()
-
-
-for _name in _IMPORT_NOISE:
-    logging.getLogger(_name).addFilter(_is_no_noise)

@@ -103,6 +103,9 @@ class Experiment:
         "terminal",
         "of single runs, keep the terminal latents, or the trajectory: those after every step",
     )
+    joint_plans: int = _setting(
+        12, "joint plans of each low level, of a design; 0 leaves single runs, and --plan"
+    )
     plans: tuple[PrecisionPlan, ...] = _setting(
         (),
         'a joint plan besides, such as "fp32*3 w4a4*17"; may be given many times',
@@ -131,6 +134,8 @@ class Experiment:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{option_of(name)} is {value}: at least 1 is needed")
+        if self.joint_plans < 0:
+            raise UsageError(f"--joint-plans is {self.joint_plans}: at least 0 are needed")
         if not 0 <= self.seed < 2**32 - self.num_seeds:
             raise UsageError(f"--seed is {self.seed}: 0 to 2^32 - 1 are taken, with --num-seeds")
         if self.quantized is not None and not self.quantized:

@@ -65,6 +65,7 @@ _TYPES: dict[str, Callable[[str], Any]] = {
     "quantized": names,
     "prompts": Path,
     "seed": seed,
+    "joint_plans": seed,
     "dtype": dtype,
     "call": argument,
     "plans": plan,

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tmpdiff_bench.additivity import AdditivityReport
 from tmpdiff_bench.additivity.records import (
-    AdditivityReport,
     AdditivityTest,
     DesignFreeCheck,
     Floats,

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tmpdiff_bench.additivity.design import joint_design
 from tmpdiff_bench.plan import PrecisionPlan
+from tmpdiff_bench.trajectory.design import joint_design
 
 if TYPE_CHECKING:
     from tmpdiff_bench.trajectory.recording import Recording

@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 
 from tests.additivity.synthetic import Vectors, recording, superpose
+from tmpdiff_bench.additivity import AdditivityReport
 from tmpdiff_bench.additivity.analysis import analyse
 from tmpdiff_bench.additivity.predictors import PREDICTORS
-from tmpdiff_bench.additivity.records import AdditivityReport, Score
+from tmpdiff_bench.additivity.records import Score
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.statistics import Interval

@@ -16,10 +16,11 @@ import torch
 
 from tests.toy import toy, toy_banks, toy_call
 from tests.trajectory.test_recorder import workload
-from tmpdiff_bench.additivity import analyse, joint_design
+from tmpdiff_bench.additivity import analyse
 from tmpdiff_bench.pipelines import LoadedModel
 from tmpdiff_bench.plan import JointPlan
 from tmpdiff_bench.trajectory import Recording, recorder
+from tmpdiff_bench.trajectory.design import joint_design
 from tmpdiff_bench.trajectory.recorder import record_setup
 from tmpdiff_bench.trajectory.setup import Setup
 

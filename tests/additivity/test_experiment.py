@@ -12,21 +12,21 @@ import pytest
 
 from analysis import predictors as predictors_table
 from tmpdiff_bench.additivity import analyse
-from tmpdiff_bench.additivity.experiment import record_design
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.experiment import Experiment
-from tmpdiff_bench.trajectory import Recording
+from tmpdiff_bench.trajectory import Recording, record
 
 SETTINGS: dict[str, Any] = {
     "levels": ("fp32", "w8a8", "w4a4"),
     "steps": 4,
     "num_prompts": 3,
     "num_seeds": 1,
+    "joint_plans": 6,
 }
 
 
 def make(folder: Path, **changes: Any) -> Recording:
-    return record_design(Experiment("sd3", **{**SETTINGS, **changes}), folder, joint_plans=6)
+    return record(Experiment("sd3", **{**SETTINGS, **changes}), folder)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 
 from tests.additivity.conftest import make_recording
 from tests.additivity.test_report import Page
-from tmpdiff_bench.additivity import experiment
+from tmpdiff_bench.additivity import AdditivityReport, experiment
 from tmpdiff_bench.additivity.__main__ import main
 from tmpdiff_bench.additivity.analysis import JointReport, analyse, join
 from tmpdiff_bench.additivity.experiment import find_recordings
@@ -25,7 +25,6 @@ from tmpdiff_bench.additivity.joint_report import (
     ratios,
     write_joint,
 )
-from tmpdiff_bench.additivity.records import AdditivityReport
 from tmpdiff_bench.commands import run
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.experiment import Experiment
@@ -184,14 +183,14 @@ def test_all_models_by_the_command(
     made = make_recording(steps=4, prompts=3, plans=4)
     state: dict[str, Any] = {"interrupt": True, "asked": []}
 
-    def record_design(asked: Experiment, out: Path, *, joint_plans: int) -> Recording:
-        assert joint_plans == 12
+    def record(asked: Experiment, out: Path) -> Recording:
+        assert asked.joint_plans == 12
         state["asked"].append((asked.model, asked.steps))
         if asked.model == "flux" and state["interrupt"]:
             raise KeyboardInterrupt
         return of_model(str(asked.model), made).save(out)
 
-    monkeypatch.setattr(experiment, "record_design", record_design)
+    monkeypatch.setattr(experiment, "record", record)
     monkeypatch.setattr("tmpdiff_bench.pipelines.embedded_models", lambda: ("sd3", "flux"))
     monkeypatch.chdir(tmp_path)
     arguments = ["--model", "all", "--steps", "4", "--out", "all"]
@@ -220,5 +219,5 @@ def test_all_models_by_the_command(
 def test_no_model_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tmpdiff_bench.pipelines.embedded_models", tuple)
     with pytest.raises(UsageError, match="no embedded weights are in this installation"):
-        experiment.every_model(Experiment("all"), tmp_path / "out", joint_plans=2, margin=0.1)
+        experiment.every_model(Experiment("all"), tmp_path / "out", margin=0.1)
     assert not list(tmp_path.iterdir())

@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
 
-from tmpdiff_bench.additivity.records import AdditivityReport, AdditivityTest, Score, Verdict
+from tmpdiff_bench.additivity import AdditivityReport
+from tmpdiff_bench.additivity.records import AdditivityTest, Score, Verdict
 from tmpdiff_bench.additivity.report import check_folder, summary_text, write_report
 from tmpdiff_bench.additivity.tables import findings, headline, tables
 from tmpdiff_bench.errors import UsageError
@@ -64,7 +65,7 @@ class Page(HTMLParser):
 def written(
     report: AdditivityReport, recording: Recording, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    return write_report(report, recording, tmp_path_factory.mktemp("report"))
+    return replace(report, recording=recording).save(tmp_path_factory.mktemp("report"))
 
 
 def test_page_is_whole_and_loads_nothing(written: Path, recording: Recording) -> None:
@@ -143,7 +144,7 @@ def test_tables_for_readers_escape_what_would_break_them() -> None:
 def test_same_report_same_bytes(
     written: Path, report: AdditivityReport, recording: Recording, tmp_path: Path
 ) -> None:
-    write_report(report, recording, tmp_path)
+    replace(report, recording=recording).save(tmp_path)
     for path in written.parent.rglob("*.*"):
         assert (tmp_path / path.relative_to(written.parent)).read_bytes() == path.read_bytes(), path
 
@@ -152,7 +153,7 @@ def test_recording_without_pictures_has_no_strip(
     report: AdditivityReport, recording: Recording, tmp_path: Path
 ) -> None:
     bare = replace(recording, pictures={}, picture_rows=np.array([], dtype=np.int64))
-    page = Page(write_report(report, bare, tmp_path).read_text(encoding="utf-8"))
+    page = Page(write_report(replace(report, recording=bare), tmp_path).read_text(encoding="utf-8"))
     assert len(page.images) == len(FIGURES) - 1
     assert not (tmp_path / "figures" / "image-strip.svg").exists()
 

@@ -6,8 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from tmpdiff_bench.additivity.design import JOINT_PLANS
-from tmpdiff_bench.commands import ArgumentParser, finite_float, positive_int, run
+from tmpdiff_bench.commands import ArgumentParser, finite_float, run
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.options import add_options, experiment, given
 
@@ -43,19 +42,16 @@ def main(argv: Sequence[str]) -> None:
     if options.recording is None and options.experiment.model == ALL:
         from tmpdiff_bench.additivity.experiment import every_model
 
-        chosen = {"joint_plans": options.joint_plans, "margin": options.margin}
-        print(every_model(options.experiment, options.out, **chosen))
+        print(every_model(options.experiment, options.out, margin=options.margin))
         return
     # below the check of the arguments, because these imports take seconds
     from tmpdiff_bench.additivity.report import check_folder, summary_text, write_report
 
     if options.recording is None:
         check_folder(options.out)
-        from tmpdiff_bench.additivity.experiment import record_design
+        from tmpdiff_bench.trajectory import record
 
-        recording = record_design(
-            options.experiment, options.out / "recording", joint_plans=options.joint_plans
-        )
+        recording = record(options.experiment, options.out / "recording")
     else:
         from tmpdiff_bench.additivity.experiment import find_recordings, several_recordings
         from tmpdiff_bench.trajectory import Recording
@@ -70,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
     from tmpdiff_bench.additivity.analysis import analyse
 
     report = analyse(recording, metrics=options.chosen_metrics, margin=options.margin)
-    print(summary_text(report, write_report(report, recording, options.out)))
+    print(summary_text(report, write_report(report, options.out)))
 
 
 def _margin(text: str) -> float:
@@ -98,13 +94,6 @@ def _parser() -> ArgumentParser:
     parser.option(
         "--margin", "relative error that still counts as additive", type=_margin, default=0.10
     )
-    parser.option(
-        "--joint-plans",
-        f"joint plans of each low level (default: {JOINT_PLANS})",
-        type=positive_int,
-        default=argparse.SUPPRESS,
-        metavar="N",
-    )
     add_options(parser, without=_NOT_OURS)
     return parser
 
@@ -115,15 +104,12 @@ def _read(argv: Sequence[str]) -> argparse.Namespace:
     """
     options = _parser().parse_args(argv)
     named = [name for name in given(options) if name != "--metrics"]
-    if hasattr(options, "joint_plans"):
-        named.append("--joint-plans")
     if options.recording and named:
         raise UsageError(f"{named[0]} has no effect with --recording: leave one of them out")
     # of an existing recording, which to analyse beside the one that reports are built on; of a new
     # one all errors that it will hold are
     chosen = getattr(options, "metrics", None) if options.recording else None
     options.chosen_metrics = chosen and tuple(dict.fromkeys(("latent_rmse", *chosen)))
-    options.joint_plans = getattr(options, "joint_plans", JOINT_PLANS)
     if options.recording:
         recordings = options.recording
         name = recordings[0].resolve().name if len(recordings) == 1 else "joint"
@@ -131,8 +117,8 @@ def _read(argv: Sequence[str]) -> argparse.Namespace:
         options.experiment = asked = experiment(options)
         if asked.model == ALL and (extra := {"--weights", "--revision", "--variant"} & {*named}):
             raise UsageError(f"{min(extra)} is of one model: it has no meaning with --model {ALL}")
-        if asked.steps < 2:
-            raise UsageError("--steps 1 leaves nothing to add up: at least 2 are needed")
+        if asked.steps < 2 or not asked.joint_plans:
+            raise UsageError("--steps and --joint-plans leave nothing to add up: 2 and 1 at least")
         name = asked.model or Path(asked.weights).stem or "mine"
     options.out = options.out or Path(f"additivity-{name}")
     return options

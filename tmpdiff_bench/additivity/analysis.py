@@ -21,12 +21,12 @@ from tmpdiff_bench.additivity.predictors import (
     Training,
 )
 from tmpdiff_bench.additivity.records import (
-    AdditivityReport,
     DesignFreeCheck,
     Predictions,
     Score,
     Superposition,
 )
+from tmpdiff_bench.additivity.result import AdditivityReport
 from tmpdiff_bench.errors import UsageError, check_known
 from tmpdiff_bench.report.style import MIXED
 from tmpdiff_bench.statistics import holm
@@ -62,6 +62,12 @@ def analyse(
     scored on the held-out third; for those without, every plan is held out. Plans of several low
     levels, "mixed", are scored with predictors fitted to the training plans of all levels. Whatever
     can't be computed is named with its reason in `warnings`.
+
+    >>> import tempfile, tmpdiff_bench as tb
+    >>> small = tb.Experiment("sd3", steps=4, levels=("fp32", "w4a4"), num_prompts=2, num_seeds=1)
+    >>> report = analyse(tb.record(small, tempfile.mkdtemp()))
+    >>> report.save(tempfile.mkdtemp()).name
+    'report.html'
 
     Raises `UsageError` for unknown names, a margin or alpha out of range, no joint plan, or a table
     that lacks a value, or has one that is not finite or not that of the stored latents.
@@ -104,6 +110,7 @@ def analyse(
         predictions=_present(found for _, found in scored),
         warnings=tuple(_warnings(data, scores, superposition, design_free)),
         fidelity=tuple(fidelity(recording, bootstrap)),
+        recording=recording,
     )
 
 

@@ -8,45 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from tmpdiff_bench.additivity.analysis import analyse, join
-from tmpdiff_bench.additivity.design import joint_design
 from tmpdiff_bench.additivity.joint_report import check_joint_folder, joint_text, write_joint
 from tmpdiff_bench.additivity.report import write_report
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.experiment import Experiment
-from tmpdiff_bench.plan import JointPlan
 from tmpdiff_bench.trajectory import Recording, record
 
-COMPLEMENTS = 3  # one-high-step plans per level, for the design-free check
 _MANIFEST = "manifest.json"
-MIXED = 4  # plans that use several low levels
 
 
-def record_design(
-    experiment: Experiment, out: Path, *, joint_plans: int, store: Path | None = None
-) -> Recording:
-    """Record (or go on with, or reuse) an experiment with a design of joint plans, `joint_plans` of
-    each low level; the first noise seed is also that of the design. Raises as `record`.
-    """
-
-    def design() -> tuple[JointPlan, ...]:
-        levels, steps = experiment.levels, experiment.steps
-        return joint_design(
-            levels,
-            steps,
-            per_level=joint_plans,
-            complements=min(COMPLEMENTS, steps),
-            mixed=MIXED if len(levels) > 2 else 0,
-            rng=experiment.seed,
-        )
-
-    return record(experiment, out, store=store, joint=design)
-
-
-def every_model(experiment: Experiment, out: Path, *, joint_plans: int, margin: float) -> str:
+def every_model(experiment: Experiment, out: Path, *, margin: float) -> str:
     """Record and analyse all embedded models into `out`, each in a folder of its own, and write the
     joint report; returns its summary. Models without weights here are left out, and said so.
 
-    Raises `UsageError` as `record_design`, and where no model has weights.
+    Raises `UsageError` as `record`, and where no model has weights.
     """
     from tmpdiff_bench.pipelines import MODELS, embedded_models
 
@@ -64,8 +39,7 @@ def every_model(experiment: Experiment, out: Path, *, joint_plans: int, margin: 
             print(f"{model}: {number} of {len(models)} models", file=sys.stderr)
             mine = replace(experiment, model=model)
             try:
-                folder = out / model / "recording"
-                yield model, record_design(mine, folder, joint_plans=joint_plans)
+                yield model, record(mine, out / model / "recording")
             except UsageError as error:
                 raise UsageError(f"{model}: {error}") from error
 
@@ -109,6 +83,6 @@ def _written(
     for name, recording in recordings:
         print(f"{name}: analysing", file=sys.stderr)
         reports[name] = analyse(recording, metrics=metrics, margin=margin)
-        write_report(reports[name], recording, out / name)
+        write_report(reports[name], out / name)
     joint = join(reports, left_out)
     return joint_text(joint, write_joint(joint, out))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from tmpdiff_bench.additivity.records import AdditivityReport, Floats, Predictions, Score
+from tmpdiff_bench.additivity.records import Floats, Predictions, Score
 from tmpdiff_bench.additivity.tables import main_scores
 from tmpdiff_bench.report.style import (
     GRID,
@@ -30,6 +30,9 @@ from tmpdiff_bench.report.style import (
     predictor_label,
 )
 from tmpdiff_bench.report.tables import percent, r_squared
+
+if TYPE_CHECKING:
+    from tmpdiff_bench.additivity.result import AdditivityReport
 
 Found = dict[tuple[str, str], Predictions]
 

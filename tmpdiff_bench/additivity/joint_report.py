@@ -15,8 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from tmpdiff_bench.additivity.analysis import JointReport
-from tmpdiff_bench.additivity.records import AdditivityReport
 from tmpdiff_bench.additivity.report import check_folder, foreign_folder, is_summary
+from tmpdiff_bench.additivity.result import AdditivityReport
 from tmpdiff_bench.additivity.tables import main_scores, tables
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.report.pages import figure_files, inlined, render, table_files, write_files

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from tmpdiff_bench.additivity.figures import predicted_against_measured, residuals
 from tmpdiff_bench.additivity.measurements import FLOOR_MULTIPLE
-from tmpdiff_bench.additivity.records import AdditivityReport
 from tmpdiff_bench.additivity.step_figures import gram_matrices, image_strip, sensitivity
 from tmpdiff_bench.additivity.tables import findings, headline, tables
 from tmpdiff_bench.errors import UsageError
@@ -20,15 +19,15 @@ from tmpdiff_bench.report.tables import Table, aligned, number, percent, r_squar
 from tmpdiff_bench.trajectory.recording import call_words
 
 if TYPE_CHECKING:
-    from tmpdiff_bench.trajectory import Recording
+    from tmpdiff_bench.additivity.result import AdditivityReport
 
 SCHEMA = "tmpdiff_bench.additivity.report/1"
 _OURS = {"summary.json", "report.html", "tables", "figures", "recording"}
 _SCREEN = 100  # columns
 
 
-def write_report(report: AdditivityReport, recording: Recording, out: Path) -> Path:
-    """Write the report of `recording` into the folder `out`, and return its page.
+def write_report(report: AdditivityReport, out: Path) -> Path:
+    """Write a report into the folder `out`, and return its page.
 
     `summary.json` is everything as finite numbers, `tables/` the tables (csv: all columns; md, tex:
     what a reader compares), `figures/` the figures (svg, png), `report.html` all of it in one file.
@@ -41,7 +40,7 @@ def write_report(report: AdditivityReport, recording: Recording, out: Path) -> P
         sensitivity(report),
         gram_matrices(report),
         residuals(report),
-        image_strip(recording),
+        image_strip(report.recording) if report.recording else None,
     ]
     files = _files(report, tables(report), [drawing for drawing in drawings if drawing])
     write_files(out, files)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from tmpdiff_bench.additivity.records import AdditivityReport, Floats, Sensitivity
+from tmpdiff_bench.additivity.records import Floats, Sensitivity
 from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.report.style import (
     INK,
@@ -24,6 +24,9 @@ from tmpdiff_bench.report.style import (
     metric_label,
 )
 from tmpdiff_bench.report.tables import percent
+
+if TYPE_CHECKING:
+    from tmpdiff_bench.additivity.result import AdditivityReport
 
 if TYPE_CHECKING:
     from tmpdiff_bench.trajectory import Recording

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from tmpdiff_bench.additivity.measurements import FLOOR_MULTIPLE
 from tmpdiff_bench.additivity.records import (
-    AdditivityReport,
     DesignFreeCheck,
     Fidelity,
     Score,
@@ -25,6 +25,9 @@ from tmpdiff_bench.report.style import (
 )
 from tmpdiff_bench.report.tables import Table, enumerate_words, interval, number, percent, r_squared
 from tmpdiff_bench.statistics import Interval
+
+if TYPE_CHECKING:
+    from tmpdiff_bench.additivity.result import AdditivityReport
 
 
 def tables(report: AdditivityReport) -> tuple[Table, ...]:

@@ -1,3 +1,5 @@
+from .choice import Choice as Choice
+from .choice import allocate as allocate
 from .formats import FORMATS as FORMATS
 from .formats import Projection as Projection
 from .formats import StepPolicy as StepPolicy

@@ -8,17 +8,13 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tmpdiff_bench.commands import ArgumentParser, finite_float, positive_int, run
 from tmpdiff_bench.deploy.formats import FORMATS, StepPolicy, export, from_comma
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.files import read_text
 from tmpdiff_bench.options import add_options, experiment, given, levels, values
-from tmpdiff_bench.plan import PlanSchedule, PrecisionPlan
-
-if TYPE_CHECKING:
-    from tmpdiff_bench.allocators import AllocationProblem
+from tmpdiff_bench.plan import PrecisionPlan
 
 DESCRIPTION = """\
 Finds which denoising steps can run at low precision for a speedup, runs such a plan in a diffusers
@@ -38,11 +34,6 @@ examples:
       where the plan is not "first n, last m steps high", the best one that is, and its loss
   python -m tmpdiff_bench.deploy import config.json --steps 20 --levels fp32,w8a8 --out plan.json
 """
-# Between models and devices times differ; this says only how many bits are multiplied.
-BITS = "bits"
-_BITS = {"w8a8": 0.5, "w4a8": 0.5, "fp8": 0.5, "mxfp8": 0.5, "mxfp6": 0.375}
-_BITS |= {"w4a4": 0.25, "mxfp4": 0.25, "nvfp4": 0.25}
-_WIDE = ("fp32", "bf16", "fp16", "w8a16", "w4a16")
 _LOADING = (
     *("model", "weights", "revision", "variant", "device", "dtype", "scheduler", "lora"),
     "vae_tile",
@@ -63,53 +54,26 @@ def main(argv: Sequence[str]) -> None:
 
 def _allocate(options: argparse.Namespace) -> None:
     from tmpdiff_bench.allocators import get_allocator
+    from tmpdiff_bench.deploy.choice import allocate
+    from tmpdiff_bench.trajectory import Recording, record
 
-    allocate = get_allocator(options.allocator)
+    get_allocator(options.allocator)  # an unknown one is told before the work
     _writable(options.out)
     folder = options.recording
     if folder is None:
         folder = options.out.with_name(f"{options.out.stem}-recording")
         asked = experiment(options)
-        from tmpdiff_bench.trajectory import record
-
         record(asked, folder)
     elif named := given(options):
         raise UsageError(f"{named[0]} has no effect with --recording: leave one of them out")
-    problem = _problem(folder, options.costs, options.speedup)
-    allocation = allocate(problem)
-    plan = PrecisionPlan(allocation.plan.levels, _schedule(folder))
-    options.out.write_text(export(plan, "json"), encoding="utf-8")
-    print(allocation)
-    print(f"{options.out}: {plan} (recording: {folder})")
-    print(_of_costs(options.costs))
-
-
-def _schedule(folder: Path) -> PlanSchedule:
-    """The noise levels that a recording's runs had."""
-    from tmpdiff_bench.trajectory import Recording
-
-    told = Recording.open(folder).manifest["schedule"]
-    sigmas = None if told["sigmas"] is None else tuple(told["sigmas"])
-    return PlanSchedule(told["scheduler"], sigmas, tuple(told["timesteps"]))
-
-
-def _problem(folder: Path, costs: str, speedup: float) -> AllocationProblem:
-    from tmpdiff_bench.costs import load_costs
-    from tmpdiff_bench.problems import RelativeCosts, from_recording
-    from tmpdiff_bench.trajectory import Recording
-
-    wide = {**dict.fromkeys(_WIDE, 1.0), **_BITS}
-    table = RelativeCosts(BITS, wide) if costs == BITS else load_costs(costs)
-    return from_recording(Recording.open(folder), table, speedup=speedup)
-
-
-def _of_costs(costs: str) -> str:
-    if costs == BITS:
-        return (
-            "the speedup assumes costs in proportion to the bits multiplied, 16 at the reference: "
-            "an assumption, no measurement; name a cost table by --costs"
-        )
-    return f"the speedup is that of cost table {costs}, for the card and size that it names"
+    choice = allocate(
+        Recording.open(folder),
+        speedup=options.speedup,
+        costs=options.costs,
+        allocator=options.allocator,
+    )
+    options.out.write_text(export(choice.plan, "json"), encoding="utf-8")
+    print(f"{choice}\n{options.out} (recording: {folder})")
 
 
 def _apply(options: argparse.Namespace) -> None:
@@ -164,13 +128,15 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _projected(plan: PrecisionPlan, high: str, folder: Path, costs: str) -> PrecisionPlan:
+    from tmpdiff_bench.deploy.choice import problem_of, words_of
     from tmpdiff_bench.deploy.formats import project
+    from tmpdiff_bench.trajectory import Recording
 
-    problem = _problem(folder, costs, speedup=1.0)
+    problem = problem_of(Recording.open(folder), costs, speedup=1.0)
     if problem.levels[0] != high:
         raise UsageError(f"the recording's reference is {problem.levels[0]}, --reference is {high}")
     found = project(plan, problem)
-    print(f"{found}\n{_of_costs(costs)}", file=sys.stderr)
+    print(f"{found}\nthe speedup is by {words_of(costs)}", file=sys.stderr)
     return found.plan
 
 
@@ -235,7 +201,7 @@ def _parser() -> ArgumentParser:
     allocate.option("--recording", "a recording to use instead", type=Path)
     allocate.option("--speedup", "how many times", type=finite_float, required=True, metavar="X")
     allocate.option("--allocator", "which chooses", default="gram", metavar="NAME")
-    allocate.add_argument("--costs", default=BITS, metavar="TABLE", help=table)
+    allocate.add_argument("--costs", default="bits", metavar="TABLE", help=table)
     allocate.option("--out", "file of the plan", type=Path, required=True)
     add_options(
         allocate,
@@ -243,6 +209,7 @@ def _parser() -> ArgumentParser:
         levels=("fp32", "w8a8", "w4a4"),
         num_prompts=8,
         num_seeds=1,
+        joint_plans=0,
     )
     apply = commands.add_parser("apply", help="make an image with a plan and without it")
     apply.add_argument("plan", type=Path, metavar="PLAN")
@@ -254,7 +221,7 @@ def _parser() -> ArgumentParser:
     ex.add_argument("plan", type=Path, metavar="PLAN")
     ex.option("--format", "of what is written", required=True, choices=FORMATS, metavar=None)
     ex.option("--recording", "what to project by", type=Path)
-    ex.add_argument("--costs", default=BITS, metavar="TABLE", help=table)
+    ex.add_argument("--costs", default="bits", metavar="TABLE", help=table)
     for command in (apply, ex):
         command.option("--reference", "the high level", default="fp32", metavar="LEVEL")
     back = commands.add_parser("import", help="read a policy or a comma list as a plan")

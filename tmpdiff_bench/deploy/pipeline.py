@@ -130,6 +130,13 @@ def apply(
     levels change (by default, `quantized_layers`). `residency` says where weights of levels not in
     use are, as in `LevelBank`.
 
+    >>> from tmpdiff_bench.pipelines import load_pipeline
+    >>> pipe = load_pipeline("sd3").pipeline
+    >>> apply(pipe, PrecisionPlan.parse("fp32*3 w4a4*14 fp32*3"))
+    >>> print(describe(pipe).splitlines()[0])
+    plan: fp32*3 w4a4*14 fp32*3 (20 steps)
+    >>> remove(pipe)
+
     Raises:
         UsageError: an unknown level, or one that the device lacks; a pipeline without a denoiser,
             offloaded layer by layer, or with a cache across steps; names of no layers.

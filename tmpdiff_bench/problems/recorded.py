@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from tmpdiff_bench.allocators import AllocationProblem
@@ -23,18 +25,24 @@ class RecordedError:
     would be if terminal deviations superposed. `source(plan)` tells the two apart.
     """
 
-    def __init__(self, recording: Recording, metric: str) -> None:
+    def __init__(
+        self, recording: Recording, metric: str, samples: Sequence[int] | None = None
+    ) -> None:
         names = sorted(set(recording.table["metric"]))
         check_known("metric of the recording", metric, names)
+        chosen = list(range(len(recording.samples)) if samples is None else samples)
         rows = recording.table[recording.table["metric"] == metric]
+        if samples is not None:
+            keys = pd.MultiIndex.from_frame(rows[["prompt_id", "seed"]])
+            rows = rows[keys.isin([recording.samples[i] for i in chosen])]
         means = rows.groupby("plan")["value"].mean()
         self._metric, self._levels, self._steps = metric, recording.levels, recording.steps
         self._means = {str(plan): float(value) for plan, value in means.items()}
         self._means[str(PrecisionPlan.uniform(recording.levels[0], recording.steps))] = 0.0
         self._products: NDArray[np.float64] | None = None
         if metric in _POWERS:
-            cells = recording.singles.reshape(-1, recording.singles[0, 0].size)
-            self._products = mean_products(cells)
+            singles = recording.singles.reshape(-1, *recording.reference.shape)[:, chosen]
+            self._products = mean_products(singles.reshape(len(singles), -1))
 
     @property
     def gram(self) -> NDArray[np.float64] | None:
@@ -70,9 +78,14 @@ class RecordedError:
 
 
 def from_recording(
-    recording: Recording, cost_table: CostTable, *, speedup: float, metric: str = "latent_rmse"
+    recording: Recording,
+    cost_table: CostTable,
+    *,
+    speedup: float,
+    metric: str = "latent_rmse",
+    samples: Sequence[int] | None = None,
 ) -> AllocationProblem:
-    """The problem of a recording's levels, steps and samples.
+    """The problem of a recording's levels, steps and samples (all, or those at these indices).
 
     Single errors and the Gram matrix (for `latent_rmse`) are the recording's. Its joint plans have
     measured errors; the error of every other plan is *predicted* from the Gram matrix, and
@@ -82,7 +95,7 @@ def from_recording(
     Raises:
         UsageError: an unknown metric, a level without a cost, an impossible speedup.
     """
-    error = RecordedError(recording, metric)
+    error = RecordedError(recording, metric, samples)
     levels, steps = recording.levels, recording.steps
     plans = PrecisionPlan.singles(levels, steps)
     for plan in plans:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import base64
+import html
+import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
 
 from tmpdiff_bench.report.style import Drawing
 from tmpdiff_bench.report.tables import Table
@@ -32,6 +38,25 @@ def inlined(files: Mapping[str, bytes]) -> dict[str, str]:
         uri = f"data:{kind};base64,{base64.b64encode(content).decode()}"
         found[name.removeprefix("figures/")] = uri
     return found
+
+
+def pictures_html(words: str, pictures: NDArray[np.uint8]) -> str:
+    """Pictures (m, H, W, 3) side by side, and what they are."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.concatenate(pictures, axis=1)).save(buffer, "PNG")
+    uri = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f'<p><img src="{uri}" alt="{html.escape(words)}"><br>{html.escape(words)}</p>'
+
+
+def notebook_html(words: str, table: pd.DataFrame | None, drawings: Iterable[Drawing]) -> str:
+    """What a notebook shows of a result: a line, a table and figures."""
+    parts = [f"<p>{html.escape(words)}</p>"]
+    if table is not None:
+        parts.append(table.to_html(index=False, border=0))
+    for drawing in drawings:
+        [image] = inlined(figure_files([drawing])).values()
+        parts.append(f'<img src="{image}" alt="{html.escape(drawing.alt)}" width="560">')
+    return "\n".join(parts)
 
 
 def table_files(written: Iterable[Table]) -> dict[str, bytes]:

@@ -10,11 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tmpdiff_bench.costs import load_costs
-
-# The embedded models run in float32: `fp32` is what they are measured against. In deployment the
-# reference is bf16, and it is what the true-size model's reference step costs.
-COSTED_AS = {"fp32": "bf16"}
+from tmpdiff_bench.costs import COSTED_AS, load_costs
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ def _parser() -> ArgumentParser:
     record = commands.add_parser("record", help="run a model and write a recording")
     record.option("--out", "folder of the recording", type=Path, required=True)
     record.option("--store", "folder that keeps finished cells", type=Path)
-    add_options(record)
+    add_options(record, joint_plans=0)
     info = commands.add_parser("info", help="say what a recording holds")
     export = commands.add_parser("export", help="write a recording as CSV and .npy files")
     for command in (info, export):

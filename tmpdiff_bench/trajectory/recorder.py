@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from tmpdiff_bench.levels import Level, LevelBank
 from tmpdiff_bench.noise import keyed_noise
 from tmpdiff_bench.pipelines import DTYPES, denoisers
 from tmpdiff_bench.pipelines.calls import free_text_encoders
-from tmpdiff_bench.plan import JointPlan, PrecisionPlan
+from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.store import CellStore, clear_leftovers
 from tmpdiff_bench.trajectory.assembly import ChunkRuns, Measures, Reference, assemble
 from tmpdiff_bench.trajectory.engine import PrefixEngine, level_banks
@@ -39,23 +39,22 @@ Cell = dict[str, NDArray[Any]]
 _FAILED = "failed"  # in a cell: the message instead of arrays
 
 
-def record(
-    experiment: Experiment,
-    out: Path | str,
-    *,
-    store: Path | None = None,
-    joint: Callable[[], Sequence[JointPlan]] = tuple,
-) -> Recording:
+def record(experiment: Experiment, out: Path | str, *, store: Path | None = None) -> Recording:
     """Record (or go on with, or reuse) an experiment in the folder `out`.
 
-    All single runs, the experiment's `plans`, and the runs of `joint`, which is called when all
-    else has been checked. Metrics that can't be had are named on stderr, with the reason.
+    All single runs, the experiment's `plans`, and `joint_plans` of each low level, of a design.
+    Metrics that can't be had are named on stderr, with the reason.
+
+    >>> import tempfile
+    >>> small = Experiment("sd3", steps=3, levels=("fp32", "w4a4"), num_prompts=2, num_seeds=1)
+    >>> record(small, tempfile.mkdtemp())
+    Recording(sd3 (embedded, 3.5 M): 3 steps, fp32, w4a4; 2 samples, 4 joint plans)
 
     Raises:
         UsageError: a value that can't be used, with the way out; as `record_setup`.
         NonFiniteLatentsError: as `record_setup`.
     """
-    recording = record_setup(prepare(experiment, joint), Path(out), store=store)
+    recording = record_setup(prepare(experiment), Path(out), store=store)
     for name, about in recording.manifest["metrics"].items():
         if about["not_available"]:
             print(f"{name}: {about['not_available']}", file=sys.stderr)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,20 @@ class Recording:
     manifest: dict[str, Any]
     reference_path: NDArray[np.float32] | None = None
     single_paths: NDArray[np.float32] | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"Recording({self.manifest['title']}: {self.steps} steps, {', '.join(self.levels)}; "
+            f"{len(self.samples)} samples, {len(self.plans)} joint plans)"
+        )
+
+    def _repr_html_(self) -> str:
+        from tmpdiff_bench.report.pages import pictures_html  # a recording is read without it
+
+        uniform = [str(PrecisionPlan.uniform(level, self.steps)) for level in self.levels[1:]]
+        shown = [name for name in ("reference", *uniform) if name in self.pictures]
+        rows = [pictures_html(name, self.pictures[name]) for name in shown]
+        return "\n".join([f"<p>{escape(repr(self))}</p>", *rows])
 
     @property
     def generator_seeds(self) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from tmpdiff_bench.plan import JointPlan
 from tmpdiff_bench.prompts import prompt_source, take
 from tmpdiff_bench.store import digest
 from tmpdiff_bench.trajectory.assembly import DEFAULT, chosen_metrics
+from tmpdiff_bench.trajectory.design import designed
 from tmpdiff_bench.trajectory.engine import STATE_MEMORY
 from tmpdiff_bench.trajectory.workload import Workload, plain, sampler
 from tmpdiff_bench.zoo.captions import Requirement
@@ -56,11 +57,8 @@ class Setup:
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
-def prepare(experiment: Experiment, joint: Callable[[], Sequence[JointPlan]]) -> Setup:
+def prepare(experiment: Experiment) -> Setup:
     """Load and check all that an experiment names; what weights take is printed on stderr first.
-
-    `joint` is called after all else has been checked; plans of the experiment's own come first,
-    held out, as nothing is fitted to them.
 
     Raises:
         UsageError: a value that can't be used, with the way out.
@@ -103,10 +101,7 @@ def prepare(experiment: Experiment, joint: Callable[[], Sequence[JointPlan]]) ->
         workload=workload,
         levels=experiment.levels,
         dataset=found.name,
-        joint=(
-            *(JointPlan(plan, "given", held_out=True) for plan in experiment.plans),
-            *joint(),
-        ),
+        joint=designed(experiment),
         capture=experiment.capture,
         metrics=experiment.metrics,
         requirements=_requirements(chosen),

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tmpdiff_bench.additivity.design import KINDS, joint_design
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.plan import JointPlan, PrecisionPlan
+from tmpdiff_bench.trajectory.design import KINDS, joint_design
 
 LEVELS = ("fp32", "w8a8", "w4a8", "w4a4")
 sizes = {

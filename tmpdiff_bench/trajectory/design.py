@@ -8,14 +8,35 @@ from itertools import combinations
 import numpy as np
 
 from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.experiment import Experiment
 from tmpdiff_bench.plan import JointPlan, PrecisionPlan
 
-JOINT_PLANS = 12  # of each low level, where nothing else is asked for
+COMPLEMENTS = 3  # one-high-step plans per level, for the design-free check
+MIXED = 4  # plans that use several low levels
 KINDS = ("first", "last", "middle", "alternating", "random")
 _PER_STRATUM = 5  # plans per number of low steps: one of each kind, so that some share a number
 _TRIES = 100
 
 Mask = tuple[int, ...]  # the low steps, ascending
+
+
+def designed(experiment: Experiment) -> tuple[JointPlan, ...]:
+    """The joint plans of an experiment: its own, held out, as nothing is fitted to them, then those
+    of a design, whose seed is the first noise seed.
+    """
+    own = tuple(JointPlan(plan, "given", held_out=True) for plan in experiment.plans)
+    if not experiment.joint_plans:
+        return own
+    levels, steps = experiment.levels, experiment.steps
+    design = joint_design(
+        levels,
+        steps,
+        per_level=experiment.joint_plans,
+        complements=min(COMPLEMENTS, steps),
+        mixed=MIXED if len(levels) > 2 else 0,
+        rng=experiment.seed,
+    )
+    return (*own, *(joint for joint in design if joint.plan not in experiment.plans))
 
 
 def joint_design(
