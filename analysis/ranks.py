@@ -9,12 +9,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.base import FigureFile, Made, Reports, Script, TableFile
+from analysis.comparisons import ranks
 from analysis.suite_data import DESIGNED, INPUTS, REFERENCE, allocator_label, results
 from tmpdiff_bench.commands import run
 from tmpdiff_bench.report.style import INK, MUTED, Drawing, canvas, house_style
 from tmpdiff_bench.report.tables import Table
 from tmpdiff_bench.suite import SuiteResults
-from tmpdiff_bench.suite.comparisons import ranks
 
 KEYS = ("steps", "allocator")
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.base import Made, Reports, Script, TableFile
+from analysis.comparisons import matched
 from analysis.suite_data import (
     ALL,
     ALPHA,
@@ -26,7 +27,6 @@ from tmpdiff_bench.commands import run
 from tmpdiff_bench.report.tables import Table, interval
 from tmpdiff_bench.statistics import Interval
 from tmpdiff_bench.suite import SuiteResults
-from tmpdiff_bench.suite.comparisons import matched
 
 KEYS = ("rival", "model", "steps", "levels", "allocator")
 

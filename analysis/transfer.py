@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 
 from analysis.base import Made, Reports, Script, TableFile
+from analysis.comparisons import transfer_losses
 from analysis.rivals import p_words
 from analysis.suite_data import ALL, INPUTS, allocator_label, results
 from tmpdiff_bench.commands import run
 from tmpdiff_bench.report.tables import Table, interval, percent
 from tmpdiff_bench.statistics import Interval, holm
 from tmpdiff_bench.suite import SuiteResults
-from tmpdiff_bench.suite.comparisons import transfer_losses
 
 KEYS = ("kind", "model", "allocator")
 KINDS = {

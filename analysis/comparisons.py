@@ -72,33 +72,6 @@ def matched(
     return pd.DataFrame(rows)
 
 
-def regrets(
-    results: SuiteResults, *, by: Sequence[str] = ("steps", "levels", "allocator")
-) -> pd.DataFrame:
-    """How far from the optimum, and at what price, over the tasks whose optimum is known.
-
-    Columns: `by`, `tasks`, `median_regret`, `mean_regret`, `worst_regret`, `optimal` (share of
-    tasks with the least error, within 1e-9), and medians of `evaluations`, `nfe` (over all
-    calibration samples) and `seconds`.
-    """
-    table = results.allocations
-    known = table[(table["status"] == "ok") & table["regret"].notna()]
-    rows = []
-    for place, part in known.groupby(list(by), sort=False):
-        rows.append(
-            {
-                **dict(zip(by, place, strict=True)),
-                "tasks": len(part),
-                "median_regret": part["regret"].median(),
-                "mean_regret": part["regret"].mean(),
-                "worst_regret": part["regret"].max(),
-                "optimal": float((part["regret"] <= 1e-9).mean()),
-                **{name: part[name].median() for name in ("evaluations", "nfe", "seconds")},
-            }
-        )
-    return pd.DataFrame(rows)
-
-
 def ranks(
     results: SuiteResults,
     *,
@@ -157,23 +130,6 @@ def transfer_losses(
             }
         )
     return pd.DataFrame(rows)
-
-
-def pareto(results: SuiteResults, *, metric: str = MATCHED) -> pd.DataFrame:
-    """Mean value and speedup of every task and allocator, for pictures, with `front`: whether no
-    other plan of the model and number of steps is both faster and better.
-    """
-    scores = results.scores[results.scores["metric"] == metric]
-    scores = scores[scores["allocator"] != REFERENCE]
-    key = ["model", "steps", "levels", "task", "target_speedup", "allocator", "plan", "speedup"]
-    points = scores.groupby(key, sort=False)["value"].mean().reset_index()
-    signed = -points["value"] if _higher_is_better(metric) else points["value"]
-    front = []
-    for row, value in zip(points.itertuples(), signed, strict=True):
-        rivals = (points["model"] == row.model) & (points["steps"] == row.steps)
-        better = (signed[rivals] < value) & (points.loc[rivals, "speedup"] >= row.speedup)
-        front.append(not better.any())
-    return points.assign(front=front)
 
 
 def _values(table: pd.DataFrame, metric: str) -> pd.DataFrame:
