@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPanoramaPipeline, StableDiffusionSAGPipeline
 
 from tests.deploy.conftest import build, by_hand, call, denoisers, traces
 from tests.tiny import TINY, WARNINGS
+from tests.tiny.unet import ddim, sd_parts
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.pipelines.calls import Call
 from tmpdiff_bench.plan import PrecisionPlan, nodes_per_step
@@ -176,6 +178,33 @@ def test_randomness_from_elsewhere_is_named() -> None:
     engine = engine_of("StableDiffusion3Pipeline", pipe)
     with pytest.raises(UsageError, match="global random state, beside the generators"):
         engine.evaluate([PrecisionPlan.uniform("fp32", 4)])
+
+
+def test_a_loop_that_looks_into_its_denoiser_is_not_recorded() -> None:
+    """Self-attention guidance reads attention maps that its processors leave behind."""
+    pipe = StableDiffusionSAGPipeline(**sd_parts(ddim()))
+    pipe.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": 4, "height": 16, "width": 16, "sag_scale": 0.5}
+    asked = Call(call, {"prompt": ["a red circle"]}, range(1))
+    engine = PrefixEngine(pipe, level_banks(pipe, LEVELS), asked, max_batch=1)
+    plan = PrecisionPlan.parse("fp32*3 w4a4")
+    engine.evaluate([plan])
+    with pytest.raises(UsageError, match="reads more of its denoiser than what it returns"):
+        engine.evaluate([plan.replace(2, "w4a4"), plan.replace(3, "w8a8")])
+
+
+def test_a_loop_of_several_views_gets_one_line() -> None:
+    """MultiDiffusion takes a step of its scheduler for each view, and puts copies of its attributes
+    back in between.
+    """
+    pipe = StableDiffusionPanoramaPipeline(**sd_parts(ddim()))
+    pipe.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": 4, "height": 16, "width": 576}
+    asked = Call(call, {"prompt": ["a red circle"]}, range(1))
+    engine = PrefixEngine(pipe, level_banks(pipe, LEVELS), asked, max_batch=1)
+    with pytest.raises(UsageError, match="its steps can't be told"):
+        engine.evaluate([PrecisionPlan.uniform("fp32", 4)])
+    assert not traces(pipe)["scheduler"], "nothing is left"
 
 
 def test_a_loop_without_steps_gets_one_line() -> None:

@@ -299,8 +299,8 @@ class _Watched:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         copied = memo.get(id(self._owner))
-        if copied is None:
-            return self._run
+        if copied is None:  # of its attributes alone, which may be put back into it
+            return self
         return types.MethodType(getattr(type(copied), self._name), copied)
 
     def _end(self, thread: int, outer: _Watcher | None) -> None:

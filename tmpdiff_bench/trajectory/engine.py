@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.errors import UsageError, first_line
 from tmpdiff_bench.levels import Level, LevelBank
 from tmpdiff_bench.levels.devices import is_reference
 from tmpdiff_bench.levels.residency import Memory
@@ -23,7 +23,7 @@ from tmpdiff_bench.pipelines.layers import resolve_layers
 from tmpdiff_bench.pipelines.loop import denoisers, directed, eager, undone
 from tmpdiff_bench.pipelines.schedule import Schedule
 from tmpdiff_bench.plan import PrecisionPlan, check_lengths
-from tmpdiff_bench.trajectory.lanes import Began, Lanes, Merging, UnlikeError
+from tmpdiff_bench.trajectory.lanes import Began, Lanes, Merging
 from tmpdiff_bench.trajectory.replay import (
     EncodedError,
     Encoding,
@@ -247,10 +247,10 @@ class PrefixEngine:
         )
         try:
             finals = lanes.finals(self._through(lanes, call, self._last))
-        except UnlikeError:
-            self._merging = None
-            return None
         except NonFiniteLatentsError:
+            return None
+        except Exception:  # whatever it is: runs one by one will meet it, or need not
+            self._merging = None
             return None
         for plan, final in zip(plans, finals, strict=True):
             self._finals.put(self._key(batch, plan, len(plan)), final, final.nbytes)
@@ -327,6 +327,13 @@ class PrefixEngine:
         except NonFiniteLatentsError as error:
             self._failed[plan.levels[: replay.failed_at]] = error
             raise
+        except Exception as error:
+            if isinstance(error, UsageError) or not replay.replaying:
+                raise
+            raise UsageError(
+                f"{type(self.pipe).__name__} reads more of its denoiser than what it returns "
+                f"({first_line(error)}): its steps can't be replayed, and not be recorded"
+            ) from error
 
     def _through(self, running: Running, call: Call, output: str) -> Any:
         """What a call of the pipeline returns, directed to its end."""

@@ -206,10 +206,12 @@ class Replay(Running):
         self._compute, self._keep, self._path, self._perturb = compute, keep, path, perturb
         self._now = StepRecord()
         self.failed_at = 0  # levels of the plan that led to a failure
+        self.replaying = False  # the last call of a denoiser was not run
 
     def denoise(self, place: str, step: int, run: Run, args: Any, kwargs: Any) -> Any:
         number = self._next(step)
-        if step not in self._known:
+        self.replaying = step in self._known
+        if not self.replaying:
             self._now.rows += len(latents_of(args, kwargs))
             if self._perturb is not None:
                 args, kwargs = self._perturbed(step, args, kwargs)
