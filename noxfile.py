@@ -12,11 +12,12 @@ OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Lint, formatting, types and tests, in two processes; arguments after -- go to pytest."""
+    """Lint, formatting, types, spelling and tests, in two processes; arguments after -- go to pytest."""
     session.install("-c", "constraints.txt", "-e", ".[dev]")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")
+    session.run("codespell")
     alone = {**OFFLINE, "OMP_NUM_THREADS": "1"}  # two processes of two threads would wait for cores
     session.run("pytest", "-n", "2", "--dist", "loadfile", *session.posargs, env=alone)
 
@@ -37,3 +38,11 @@ def bless(session: nox.Session) -> None:
     built = "build/quick" if "--quick" in session.posargs else "build/full"
     command = ("python", "-m", "analysis.golden", "bless", "--reports", built)
     session.run(*command, *session.posargs, env=OFFLINE)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation, whose gallery runs, into build/docs, and open it in a browser."""
+    session.install("-c", "constraints.txt", "-e", ".[dev,docs]")
+    session.run("sphinx-build", "-W", "--keep-going", "-q", "docs", "build/docs", env=OFFLINE)
+    session.run("pytest", "tests/test_site.py", env=OFFLINE)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +87,24 @@ def test_every_denoiser_calibrates_and_that_is_counted(tmp_path: Path) -> None:
     )
     nfe = record(asked, tmp_path / "two").manifest["nfe"]
     assert nfe["computed"] == nfe["spent"]
+
+
+def test_nothing_else_is_printed(tmp_path: Path) -> None:
+    """By a library's user, who has turned bars off: what is loaded, and what levels will take."""
+    code = (
+        "import tmpdiff_bench as tb\n"
+        "levels = ('fp32', 'w4a4')\n"
+        "small = tb.Experiment('sd3', levels=levels, steps=1, num_prompts=1, num_seeds=1)\n"
+        "tb.record(small, 'mine')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "TQDM_DISABLE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    loaded, takes = done.stderr.splitlines()
+    assert loaded.startswith("sd3 (embedded) in fp32: text_encoder")
+    assert takes.startswith("weights:")
+    assert (done.returncode, done.stdout) == (0, "")

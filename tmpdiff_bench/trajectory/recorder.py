@@ -280,7 +280,7 @@ class _Recorder:
             quantized=self.workload.quantized,
             calibrate=self._calibrate,
             residency=setup.residency,
-            announce=lambda takes: tqdm.write(str(takes), file=self._bar.fp),
+            announce=lambda takes: tqdm.write(str(takes), file=sys.stderr),
         )
 
     def _calibrate(self) -> None:
