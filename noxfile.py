@@ -12,7 +12,7 @@ OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Lint, formatting, types, spelling and tests, in two processes; arguments after -- go to pytest."""
+    """Lint, format, types, spelling and tests, in two processes; arguments after -- to pytest."""
     session.install("-c", "constraints.txt", "-e", ".[dev]")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
