@@ -10,16 +10,30 @@ nox.options.sessions = ["tests"]
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
 
-@nox.session
-def tests(session: nox.Session) -> None:
-    """Lint, format, types, spelling and tests, in two processes; arguments after -- to pytest."""
+def _tests(session: nox.Session, *arguments: str) -> None:
+    """Lint, spelling, types, and tests with coverage, in two processes."""
     session.install("-c", "constraints.txt", "-e", ".[dev]")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
-    session.run("mypy")
     session.run("codespell")
+    session.run("mypy")
     alone = {**OFFLINE, "OMP_NUM_THREADS": "1"}  # two processes of two threads would wait for cores
-    session.run("pytest", "-n", "2", "--dist", "loadfile", *session.posargs, env=alone)
+    # a part of the tests covers a part of the code
+    covered = ("--no-cov",) if session.posargs else ("--cov", "--cov-report=term")
+    command = ("pytest", "-n", "2", "--dist", "loadfile", *covered, *arguments)
+    session.run(*command, *session.posargs, env=alone)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Lint, spelling, types, tests but long simulations; arguments after -- go to pytest."""
+    _tests(session, "-m", "not slow")
+
+
+@nox.session
+def tests_full(session: nox.Session) -> None:
+    """The same with the long simulations."""
+    _tests(session)
 
 
 @nox.session

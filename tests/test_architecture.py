@@ -131,7 +131,7 @@ def test_nothing_is_there_for_tests_alone() -> None:
     docs = " ".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
     kinds = {"function", "class", "method", "property"}
     unused = {x.name for x in finder.get_unused_code(min_confidence=60) if x.typ in kinds}
-    sessions = {"reproduce", "bless", "tests", "docs", "__getattr__", "_repr_html_"}
+    sessions = {"reproduce", "bless", "tests", "tests_full", "docs", "__getattr__", "_repr_html_"}
     assert {name for name in unused - sessions if f"{name}" not in docs} == set()
 
 
