@@ -41,17 +41,28 @@ def reproduce(session: nox.Session) -> None:
     """Rebuild reports/ and compare it with data/golden; -- --quick is a small profile, --
     --collect runs no model.
     """
-    session.install("-c", "constraints.txt", "-e", ".")
+    session.install("-c", "constraints.txt", "-e", ".[all]")
     session.run("python", "-m", "analysis.reproduce", *session.posargs, env=OFFLINE)
 
 
 @nox.session
 def bless(session: nox.Session) -> None:
     """Make what reproduce built the goldens: -- --reason "..." (-- --quick --reason "...")."""
-    session.install("-c", "constraints.txt", "-e", ".")
+    session.install("-c", "constraints.txt", "-e", ".[all]")
     built = "build/quick" if "--quick" in session.posargs else "build/full"
     command = ("python", "-m", "analysis.golden", "bless", "--reports", built)
     session.run(*command, *session.posargs, env=OFFLINE)
+
+
+@nox.session
+def tests_minimal(session: nox.Session) -> None:
+    """The allocators, and the analysis of a recording, where there is no torch."""
+    session.install("-c", "constraints.txt", "-e", ".", "hypothesis", "pytest", "pytest-timeout")
+    absent = "import importlib.util as u; assert not u.find_spec('torch')"
+    session.run("python", "-c", absent)
+    tests = ("tests/allocators", "tests/test_plan.py", "tests/test_minimal.py")
+    # the fixtures of all tests are pipelines
+    session.run("pytest", "--noconftest", *tests, *session.posargs)
 
 
 @nox.session

@@ -131,7 +131,16 @@ def test_nothing_is_there_for_tests_alone() -> None:
     docs = " ".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
     kinds = {"function", "class", "method", "property"}
     unused = {x.name for x in finder.get_unused_code(min_confidence=60) if x.typ in kinds}
-    sessions = {"reproduce", "bless", "tests", "tests_full", "docs", "__getattr__", "_repr_html_"}
+    sessions = {
+        "reproduce",
+        "bless",
+        "tests",
+        "tests_full",
+        "tests_minimal",
+        "docs",
+        "__getattr__",
+        "_repr_html_",
+    }
     assert {name for name in unused - sessions if f"{name}" not in docs} == set()
 
 
@@ -188,7 +197,9 @@ def test_files_are_short_and_hold_one_idea(path: Path) -> None:
 
 
 def test_what_is_imported_is_a_declared_dependency() -> None:
-    declared = {re.split("[<>=!~; ]", line)[0] for line in PROJECT["dependencies"]}
+    extras = PROJECT["optional-dependencies"]
+    lines = [*PROJECT["dependencies"], *extras["models"], *extras["metrics"]]
+    declared = {re.split("[<>=!~; ]", line)[0] for line in lines}
     distributions = packages_distributions()
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in MODULES]
     used = {name.partition(".")[0] for tree in trees for name in imports(tree)}

@@ -25,4 +25,9 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version  # slow to import
 
         return version("tmpdiff_bench")
-    return _load(name)
+    try:
+        return _load(name)
+    except ModuleNotFoundError as error:
+        from tmpdiff_bench.errors import not_installed
+
+        raise ImportError(not_installed(error) or str(error)) from error

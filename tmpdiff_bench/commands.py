@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.errors import UsageError, not_installed
 
 # M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD of malloc.h, in bytes
 _MALLOC_OPTIONS = {-1: 2**31 - 1, -2: 2**28, -3: 2**30}
@@ -34,6 +34,10 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         main(sys.argv[1:] if argv is None else argv)
     except UsageError as error:
         _end(2, f"error: {error}")
+    except ModuleNotFoundError as error:
+        if (told := not_installed(error)) is None:
+            raise
+        _end(2, f"error: {told}")
     except KeyboardInterrupt:
         _end(130, "interrupted: finished work is kept; run the same command again to go on")
     except OSError as error:

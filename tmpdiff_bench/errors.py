@@ -5,9 +5,26 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+EXTRAS = {
+    "metrics": ("cleanfid", "lpips", "torchmetrics"),
+    "models": (
+        *("accelerate", "datasets", "diffusers", "huggingface_hub", "tokenizers", "torch"),
+        *("torchao", "torchvision", "transformers"),
+    ),
+}
+
 
 class UsageError(ValueError):
     """Something the user asked for is wrong; the message names the value and the way out."""
+
+
+def not_installed(error: ModuleNotFoundError) -> str | None:
+    """What to say of a package that an extra brings; None for any other."""
+    name = str(error.name).partition(".")[0]
+    for extra, packages in EXTRAS.items():
+        if name in packages:
+            return f"{name} is not installed: pip install 'tmpdiff_bench[{extra}]'"
+    return None
 
 
 def one_line(error: BaseException) -> str:

@@ -190,7 +190,7 @@ def test_all_models_by_the_command(
             raise KeyboardInterrupt
         return of_model(str(asked.model), made).save(out)
 
-    monkeypatch.setattr(experiment, "record", record)
+    monkeypatch.setattr("tmpdiff_bench.trajectory.record", record)
     monkeypatch.setattr("tmpdiff_bench.pipelines.embedded_models", lambda: ("sd3", "flux"))
     monkeypatch.chdir(tmp_path)
     arguments = ["--model", "all", "--steps", "4", "--out", "all"]

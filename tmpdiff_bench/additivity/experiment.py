@@ -12,7 +12,7 @@ from tmpdiff_bench.additivity.joint_report import check_joint_folder, joint_text
 from tmpdiff_bench.additivity.report import write_report
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.experiment import Experiment
-from tmpdiff_bench.trajectory import Recording, record
+from tmpdiff_bench.trajectory import Recording
 
 _MANIFEST = "manifest.json"
 
@@ -24,6 +24,7 @@ def every_model(experiment: Experiment, out: Path, *, margin: float) -> str:
     Raises `UsageError` as `record`, and where no model has weights.
     """
     from tmpdiff_bench.pipelines import MODELS, embedded_models
+    from tmpdiff_bench.trajectory import record
 
     models = embedded_models()
     absent = "its embedded weights are not in this installation"

@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
 def _allocate(options: argparse.Namespace) -> None:
     from tmpdiff_bench.allocators import get_allocator
     from tmpdiff_bench.deploy.choice import allocate
-    from tmpdiff_bench.trajectory import Recording, record
+    from tmpdiff_bench.trajectory import Recording
 
     get_allocator(options.allocator)  # an unknown one is told before the work
     _writable(options.out)
@@ -63,6 +63,8 @@ def _allocate(options: argparse.Namespace) -> None:
     if folder is None:
         folder = options.out.with_name(f"{options.out.stem}-recording")
         asked = experiment(options)
+        from tmpdiff_bench.trajectory import record
+
         record(asked, folder)
     elif named := given(options):
         raise UsageError(f"{named[0]} has no effect with --recording: leave one of them out")

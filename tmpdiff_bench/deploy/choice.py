@@ -181,7 +181,8 @@ def allocate(
         ratio = Interval()
         if errors.all() and theirs.all():
             logs = paired_interval(np.log(errors) - np.log(theirs))
-            ratio = Interval(*np.exp([logs.estimate, logs.low, logs.high]).tolist())
+            with np.errstate(over="ignore"):  # two prompts may leave no upper limit
+                ratio = Interval(*np.exp([logs.estimate, logs.low, logs.high]).tolist())
         gain = problem.speedup(problem.cost(other))
         return Judged(name, other, gain, paired_interval(theirs), ratio, measured)
 
