@@ -1,8 +1,8 @@
 """What a script of `analysis/` is: declared inputs, declared outputs, files with provenance.
 
 A script is a module with a `SCRIPT`; `python -m analysis.NAME` runs it. What it makes are tables
-(csv with every column, md and tex with what a reader compares) and figures (svg and png); beside
-them lies one `NAME.prov.json` that says where all of their files come from.
+(csv with every column, md and tex with what a reader compares) and figures (svg); beside them lies
+one `NAME.prov.json` that says where all of their files come from.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tmpdiff_bench.report.pages import figure_files, table_files, write_files
 from tmpdiff_bench.report.style import Drawing
 from tmpdiff_bench.report.tables import Table
 
-TABLE_SUFFIXES, FIGURE_SUFFIXES = (".csv", ".md", ".tex"), (".svg", ".png")
+TABLE_SUFFIXES = (".csv", ".md", ".tex")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class FigureFile:
     @property
     def files(self) -> tuple[str, ...]:
         """Its files below the reports folder."""
-        return tuple(f"figures/{self.name}{suffix}" for suffix in FIGURE_SUFFIXES)
+        return (f"figures/{self.name}.svg",)
 
 
 Made = Table | Drawing
@@ -168,4 +168,4 @@ class Script:
 
 def contents(item: Made) -> dict[str, bytes]:
     """Files of a table or figure, by name below the reports folder."""
-    return figure_files([item]) if isinstance(item, Drawing) else table_files([item])
+    return figure_files([item], ["svg"]) if isinstance(item, Drawing) else table_files([item])

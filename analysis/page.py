@@ -56,7 +56,7 @@ SECTIONS = (
     ),
     Section("first-last", "Where is first-and-last-n good enough?", ("first-last",)),
     Section(
-        "allocators", "Which allocator is best?", ("ranks", "quality"), ("critical-difference",)
+        "allocators", "Which allocator is best?", ("ranks", "quality"), ("errors-over-knapsack",)
     ),
     Section("transfer", "Do plans hold elsewhere?", ("transfer",)),
     Section("drift", "How far do numbers drift?", ("drift",)),
@@ -97,14 +97,11 @@ def shown_table(folder: Path, name: str) -> dict[str, Any] | None:
 
 
 def shown_figure(folder: Path, name: str) -> dict[str, Any] | None:
-    """What the page shows of a figure (the smaller of its files); None where it is missing."""
+    """What the page shows of a figure; None where it is missing."""
     about = _about(folder / "figures" / f"{name}.prov.json")
-    files = [folder / "figures" / f"{name}{kind}" for kind in (".svg", ".png")]
-    files = [path for path in files if path.is_file()]
-    if about is None or not files:
+    if about is None or not (folder / "figures" / f"{name}.svg").is_file():
         return None
-    path = min(files, key=lambda file: file.stat().st_size)
-    return {"name": name, **about, "source": path.relative_to(folder).as_posix()}
+    return {"name": name, **about}
 
 
 def findings(folder: Path, section: Section) -> list[str]:

@@ -1,4 +1,4 @@
-"""Table and figure: mean ranks of allocators by evaluation error, with critical differences."""
+"""Mean ranks of allocators by evaluation error, and their errors over one allocator's."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis.base import FigureFile, Made, Reports, Script, TableFile
-from analysis.comparisons import ranks
+from analysis.comparisons import matched, ranks
 from analysis.suite_data import DESIGNED, INPUTS, REFERENCE, allocator_label, results
 from tmpdiff_bench.commands import run
-from tmpdiff_bench.report.style import INK, MUTED, Drawing, canvas, house_style
+from tmpdiff_bench.report.style import INK, MUTED, Drawing, canvas, house_style, log_axis
 from tmpdiff_bench.report.tables import Table
 from tmpdiff_bench.suite import SuiteResults
 
 KEYS = ("steps", "allocator")
+BASELINE = "knapsack"
 
 
 def table(found: SuiteResults) -> pd.DataFrame:
@@ -45,43 +46,46 @@ def table(found: SuiteResults) -> pd.DataFrame:
 
 
 def draw(ax: Axes, rows: pd.DataFrame) -> None:
-    """Ranks as dots from the best up to the worst, a bar over each clique."""
-    means = rows["mean_rank"].to_numpy(float)
-    places = np.arange(len(means))[::-1]
-    difference = float(rows["critical_difference"].iloc[0])
-    ax.plot(means, places, "o", color=INK, ms=5)
-    member_of = [set(names.split()) for names in rows["cliques"]]
-    for shift, clique in enumerate(sorted(set().union(*member_of))):
-        # right of the dots, each clique on its own line
-        inside = [place for place, names in zip(places, member_of, strict=True) if clique in names]
-        x = means.max() + 0.35 * (shift + 1)
-        ax.plot([x, x], [min(inside), max(inside)], color="#0072B2", lw=2.5)
-    top = len(means) - 0.4
-    ax.plot([means.min(), means.min() + difference], [top, top], color=MUTED, lw=1.5)
-    ax.text(means.min(), top + 0.15, "critical difference", color=MUTED, fontsize=8)
-    ax.set_yticks(places, [allocator_label(name) for name in rows["allocator"]])
-    ax.set(xlabel="mean rank (1 is best)", ylim=(-0.6, top + 0.9))
-    first = rows.iloc[0]
-    ax.set_title(f"{first['steps']} steps, {first['blocks']} blocks")
+    """Ratios as dots with their intervals, the least on top."""
+    most = rows["tasks"].max()
+    places = np.arange(len(rows))[::-1]
+    ax.axvline(1, color=MUTED, lw=0.9)
+    ax.hlines(places, rows["low"], rows["high"], color=INK, lw=1.2)
+    ax.plot(rows["ratio"], places, "o", color=INK, ms=4.5)
+    labels = [
+        allocator_label(row["allocator"]) + (f" ({row['tasks']})" if row["tasks"] < most else "")
+        for row in rows.to_dict("records")
+    ]
+    ax.set_yticks(places, labels)
+    limits = rows["low"].min() / 1.05, rows["high"].max() * 1.05
+    ax.set(xscale="log", xlim=limits, ylim=(-0.6, len(rows) - 0.4))
+    log_axis(ax.xaxis, *limits, least=3)
+    ax.set_title(f"{rows['steps'].iloc[0]} steps, {most} tasks")
 
 
-def figure(frame: pd.DataFrame) -> Drawing:
-    """One panel per number of steps."""
+def figure(found: SuiteResults) -> Drawing:
+    """One panel per number of steps, every allocator's error over `BASELINE`'s."""
+    frame = matched(found, baseline=BASELINE, by=("steps",)).sort_values("difference")
+    frame["ratio"] = np.exp(frame["difference"])
+    frame[["low", "high"]] = np.exp(frame[["low", "high"]])
     panels = [rows for _, rows in frame.groupby("steps")]
     with house_style():
-        drawn, axes = canvas(len(panels), 1, 3.2 * len(panels))
+        heights = [len(rows) + 1 for rows in panels]
+        drawn, axes = canvas(len(panels), 1, 0.25 * (sum(heights) + 4), height_ratios=heights)
         for ax, rows in zip(axes, panels, strict=True):
             draw(ax[0], rows)
+        axes[-1][0].set_xlabel(f"error over {BASELINE}'s on evaluation prompts")
     return Drawing(
-        "critical-difference",
-        "Mean ranks",
-        "Mean rank by evaluation error. Allocators that one vertical bar joins do not differ at "
-        "level 0.05 (Nemenyi's critical difference over blocks, the grey bar; a block is a model, "
-        "prompt set and set of levels).",
-        "Dots of mean ranks, "
+        "errors-over-knapsack",
+        f"Errors over {BASELINE}'s",
+        f"Latent RMSE over that of {BASELINE}'s plan on the same evaluation samples, geometric "
+        "means over prompts with 95 % intervals; left of 1 is better. In brackets: tasks, where an "
+        "allocator ran on fewer than the others.",
+        f"Ratios of errors to {BASELINE}'s, "
         + "; ".join(
-            f"at {rows['steps'].iloc[0]} steps from {allocator_label(rows['allocator'].iloc[0])} "
-            f"(best) to {allocator_label(rows['allocator'].iloc[-1])}"
+            f"at {rows['steps'].iloc[0]} steps from {rows['ratio'].iloc[0]:.2f} of "
+            f"{allocator_label(rows['allocator'].iloc[0])} to {rows['ratio'].iloc[-1]:.2f} of "
+            f"{allocator_label(rows['allocator'].iloc[-1])}"
             for rows in panels
         )
         + ".",
@@ -115,7 +119,7 @@ def make(reports: Reports) -> Iterator[Made]:
         "(Nemenyi, level 0.05) are not significant. Ranked are those that ran on every task"
         + (f"; not so {names}." if left else "."),
     )
-    yield figure(frame)
+    yield figure(found)
 
 
 SCRIPT = Script(
@@ -124,7 +128,7 @@ SCRIPT = Script(
     inputs=INPUTS,
     outputs=(
         TableFile("ranks", KEYS, elsewhere={"allocators": DESIGNED, "blocks": DESIGNED}),
-        FigureFile("critical-difference"),
+        FigureFile("errors-over-knapsack"),
     ),
 )
 

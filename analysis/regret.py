@@ -13,13 +13,12 @@ from analysis.suite_data import (
     DESIGNED,
     INPUTS,
     allocator_label,
-    mark,
     mean_interval,
     results,
     with_all,
 )
 from tmpdiff_bench.commands import run
-from tmpdiff_bench.report.style import Drawing, canvas, house_style
+from tmpdiff_bench.report.style import INK, Drawing, canvas, house_style
 from tmpdiff_bench.report.tables import Table, interval, percent
 from tmpdiff_bench.statistics import Interval
 
@@ -79,32 +78,34 @@ def words(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure(frame: pd.DataFrame) -> Drawing:
-    """Mean regret against evaluations, over all models and level sets."""
+    """Mean regret of each allocator over all models and level sets."""
     rows = frame
     for column in ("model", "levels"):
         whole = rows[rows[column] == ALL]
         rows = whole if len(whole) else rows
+    rows = rows.sort_values(["regret", "evaluations"], ascending=False)
+    places = np.arange(len(rows))
+    mean, low, high = rows[["regret", "regret_low", "regret_high"]].clip(lower=LEAST).to_numpy().T
     with house_style():
-        drawn, [[ax]] = canvas(1, 1, 3.4)
-        for row in rows.to_dict("records"):
-            style = mark(row["allocator"])
-            y = max(row["regret"], LEAST)
-            ends = np.maximum([row["regret_low"], row["regret_high"]], LEAST)
-            if np.isfinite(ends).all():
-                ax.plot([row["evaluations"]] * 2, ends, color=style["color"], lw=1, alpha=0.6)
-            ax.plot(row["evaluations"], y, label=allocator_label(row["allocator"]), **style)
-        ax.set(xscale="log", yscale="log", xlabel="evaluations (mean over tasks)")
-        ax.set_ylabel("mean regret")
-        ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
-        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        drawn, [[ax]] = canvas(1, 1, 0.7 + 0.25 * len(rows))
+        ax.hlines(places, low, high, color=INK, lw=1.2)
+        ax.plot(mean, places, "o", color=INK, ms=4.5)
+        ax.set_yticks(places, map(allocator_label, rows["allocator"]))
+        ax.set(xscale="log", xlabel="mean regret")
+        ax.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+        paid = ax.secondary_yaxis("right")
+        paid.set_yticks(places, [f"{value:.0f}" for value in rows["evaluations"]])
+        paid.set_ylabel("evaluations (mean over tasks)")
+        paid.spines["right"].set_visible(False)
     return Drawing(
         "regret",
-        "Regret against its price",
+        "Regret, and its price",
         "Mean regret at 8 steps (error over the least possible error of a plan within the budget, "
-        "minus 1, on calibration prompts) against evaluated plans; bars: 95 % intervals over "
-        "groups. Down and left is better; 0.1 % stands for everything below.",
-        f"Scatter of mean regret against evaluations for {len(rows)} allocators, both axes "
-        "logarithmic.",
+        "minus 1, on calibration prompts) with 95 % intervals over groups; 0.1 % stands for "
+        "everything below. On the right, the plans that were evaluated.",
+        "Mean regret of allocators, the least on top: "
+        + ", ".join(map(allocator_label, rows["allocator"][::-1]))
+        + ".",
         drawn,
     )
 

@@ -33,9 +33,13 @@ from analysis.provenance import ROOT
 from analysis.registry import SCRIPTS, TABLES
 from tmpdiff_bench.commands import ArgumentParser, run
 from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.report.pages import linked
+from tmpdiff_bench.store import write_atomically
 
 # In the build, and too large for reports/: what models gave, to be resumed from.
-NOT_PUBLISHED = ("recording", "cells", "pictures.safetensors", "suite-parts", "logs")
+NOT_PUBLISHED = ("recording", "cells", "pictures.safetensors", "suite-parts", "logs", "*.png")
+# Of the pictures in two kinds; all others are there as svg.
+SHOWN_BY_README = "additivity/sd3/figures/predicted-against-measured.png"
 # Made by other commands or by hand.
 KEPT = ("README.md", "benchmarks")
 # Of a job: as many jobs run at once as there are cores, and last bits depend on threads.
@@ -204,12 +208,17 @@ def run_scripts(reports: Reports, *, collect: bool) -> list[str]:
 
 
 def publish(folder: Path, reports: Path) -> None:
-    """Replace what is in `reports`, but for `KEPT`, by what was built."""
+    """Replace what is in `reports`, but for `KEPT`, by what was built; figures are there once."""
     for old in reports.iterdir():
         if old.name not in KEPT:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
     skipped = shutil.ignore_patterns(*NOT_PUBLISHED, ".*")
     shutil.copytree(folder, reports, ignore=skipped, dirs_exist_ok=True)
+    for path in folder.glob("additivity/**/report.html"):
+        page = linked(path.read_text(encoding="utf-8"), path.parent / "figures")
+        write_atomically(reports / path.relative_to(folder), page.encode())
+    if (folder / SHOWN_BY_README).is_file():
+        shutil.copy(folder / SHOWN_BY_README, reports / SHOWN_BY_README)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -10,7 +10,9 @@ import pytest
 
 from analysis.provenance import ROOT
 from analysis.registry import NAMES, SCRIPTS
-from analysis.reproduce import FULL, QUICK, Job, main, publish, run_jobs
+from analysis.reproduce import FULL, QUICK, SHOWN_BY_README, Job, main, publish, run_jobs
+from tests.additivity.conftest import make_recording
+from tmpdiff_bench import analyse
 from tmpdiff_bench.errors import UsageError
 
 
@@ -52,6 +54,21 @@ def test_publishing_replaces_what_was_generated_only(tmp_path: Path) -> None:
     publish(built, reports)
     files = {path.relative_to(reports).as_posix() for path in reports.rglob("*") if path.is_file()}
     assert files == {"README.md", "benchmarks/engine.json", "tables/new.csv"}
+
+
+def test_published_reports_have_each_figure_once(tmp_path: Path) -> None:
+    sd3 = tmp_path / "built" / "additivity" / "sd3"
+    page = analyse(make_recording()).save(sd3)
+    (tmp_path / "reports").mkdir()
+    publish(tmp_path / "built", tmp_path / "reports")
+    published = tmp_path / "reports" / "additivity" / "sd3"
+    pictures = {path.name for path in published.glob("figures/*")}
+    svg = {path.name for path in sd3.glob("figures/*.svg")}
+    assert pictures == {*svg, "predicted-against-measured.png"}
+    assert f"reports/{SHOWN_BY_README}" in (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.findall(r'<img src="([^"]+)"', (published / "report.html").read_text())
+    assert {name.removeprefix("figures/") for name in shown} == svg
+    assert re.findall(r'<img src="([^"]{40})', page.read_text())  # inlined where it was made
 
 
 def test_jobs_that_fail_are_named_with_what_they_said_and_others_end(

@@ -51,7 +51,7 @@ def predicted_against_measured(report: AdditivityReport) -> Drawing | None:
     with house_style():
         rows = len(MAIN_PREDICTORS)
         text_size = 8 if len(levels) < 4 else 7
-        height = 0.85 + (4.4 / max(len(levels), 3) - 0.06) * rows
+        height = 1.05 + (4.4 / max(len(levels), 3) + 0.02) * rows
         figure, axes = canvas(rows, len(levels), height, sharex="col", sharey="col")
         for column, level in enumerate(levels):
             limits = _limits([value for key, value in found.items() if key[0] == level])
@@ -63,13 +63,22 @@ def predicted_against_measured(report: AdditivityReport) -> Drawing | None:
                 ax.set(xscale="log", yscale="log", xlim=limits, ylim=limits, box_aspect=1)
                 log_axis(ax.xaxis, *limits, least=2)
                 log_axis(ax.yaxis, *limits, least=2)
-                corner = texts.get((level, predictor), "not defined")
-                ax.text(0.05, 0.95, corner, transform=ax.transAxes, va="top", fontsize=text_size)
+                ax.set_title(
+                    texts.get((level, predictor), "not defined"), fontsize=text_size, pad=3
+                )
                 ax.grid(False)
                 if len(levels) > 3:
                     ax.tick_params(axis="x", labelrotation=40)  # labels are wider than panels allow
                 if row == 0:
-                    ax.set_title(level_label(level), fontweight="bold")
+                    ax.annotate(
+                        level_label(level),
+                        (0.5, 1),
+                        (0, 3.2 * text_size),
+                        xycoords="axes fraction",
+                        textcoords="offset points",
+                        ha="center",
+                        fontweight="bold",
+                    )
                 if column == 0:
                     colour = predictor_colour(predictor)
                     label = textwrap.fill(predictor_label(predictor), 9)

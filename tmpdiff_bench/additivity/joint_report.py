@@ -51,7 +51,7 @@ def write_joint(joint: JointReport, out: Path) -> Path:
     """
     check_joint_folder(out, joint.reports)
     written = _tables(joint)
-    files = {"summary.json": json.dumps(_summary(joint), allow_nan=False, indent=1).encode()}
+    files = {"summary.json": json.dumps(_summary(joint), allow_nan=False).encode()}
     drawings = [drawing for drawing in (ratios(joint),) if drawing]
     figures = figure_files(drawings)
     files |= table_files(written) | figures

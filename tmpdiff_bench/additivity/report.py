@@ -129,7 +129,7 @@ def _files(
 ) -> dict[str, bytes]:
     """Every file of the report; the summary, which marks the folder as ours, comes first."""
     summary = {"schema": SCHEMA, **json.loads(report.to_json())}
-    files = {"summary.json": json.dumps(summary, allow_nan=False, indent=1).encode()}
+    files = {"summary.json": json.dumps(summary, allow_nan=False).encode()}
     files |= table_files(written)
     figures = figure_files(drawings)
     files["report.html"] = _page(report, written, drawings, inlined(figures)).encode()

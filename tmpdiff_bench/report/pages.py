@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 import numpy as np
@@ -20,13 +20,15 @@ from tmpdiff_bench.report.tables import Table
 from tmpdiff_bench.store import write_atomically
 
 
-def figure_files(drawings: Iterable[Drawing]) -> dict[str, bytes]:
-    """Each figure as svg and png."""
-    files = {}
-    for drawing in drawings:
-        files[f"figures/{drawing.name}.svg"] = drawing.to_bytes("svg")
-        files[f"figures/{drawing.name}.png"] = drawing.to_bytes("png")
-    return files
+def figure_files(
+    drawings: Iterable[Drawing], kinds: Sequence[Literal["svg", "png"]] = ("svg", "png")
+) -> dict[str, bytes]:
+    """Each figure in each of the kinds."""
+    return {
+        f"figures/{drawing.name}.{kind}": drawing.to_bytes(kind)
+        for drawing in drawings
+        for kind in kinds
+    }
 
 
 def inlined(files: Mapping[str, bytes]) -> dict[str, str]:
@@ -38,6 +40,14 @@ def inlined(files: Mapping[str, bytes]) -> dict[str, str]:
         uri = f"data:{kind};base64,{base64.b64encode(content).decode()}"
         found[name.removeprefix("figures/")] = uri
     return found
+
+
+def linked(page: str, figures: Path) -> str:
+    """A page that shows the svg files of the folder beside it where `inlined` put them into it."""
+    files = {f"figures/{path.name}": path.read_bytes() for path in figures.glob("*.*")}
+    for name, uri in inlined(files).items():
+        page = page.replace(uri, f"figures/{name}.svg")
+    return page
 
 
 def pictures_html(words: str, pictures: NDArray[np.uint8]) -> str:

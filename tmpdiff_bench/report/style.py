@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,7 +91,16 @@ class Drawing:
         buffer = io.BytesIO()
         with house_style():
             self.figure.savefig(buffer, format=kind, dpi=220, metadata=metadata)
-        return buffer.getvalue()
+        content = buffer.getvalue()
+        return _DECIMALS.sub(_rounded, content) if kind == "svg" else content
+
+
+# matplotlib writes six decimals; five digits are a hundredth of a point
+_DECIMALS = re.compile(rb"\d+\.\d{3,}")
+
+
+def _rounded(number: re.Match[bytes]) -> bytes:
+    return f"{float(number[0]):.5g}".encode()
 
 
 @contextmanager
