@@ -33,7 +33,7 @@ from analysis.provenance import ROOT
 from analysis.registry import SCRIPTS, TABLES
 from tmpdiff_bench.commands import ArgumentParser, run
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.report.pages import linked
+from tmpdiff_bench.report.pages import inlined
 from tmpdiff_bench.store import write_atomically
 
 # In the build, and too large for reports/: what models gave, to be resumed from.
@@ -219,6 +219,14 @@ def publish(folder: Path, reports: Path) -> None:
         write_atomically(reports / path.relative_to(folder), page.encode())
     if (folder / SHOWN_BY_README).is_file():
         shutil.copy(folder / SHOWN_BY_README, reports / SHOWN_BY_README)
+
+
+def linked(page: str, figures: Path) -> str:
+    """A page that shows the svg files of the folder beside it where `inlined` put them into it."""
+    files = {f"figures/{path.name}": path.read_bytes() for path in figures.glob("*.*")}
+    for name, uri in inlined(files).items():
+        page = page.replace(uri, f"figures/{name}.svg")
+    return page
 
 
 def main(argv: Sequence[str]) -> None:

@@ -17,8 +17,7 @@ from tmpdiff_bench.plan import PrecisionPlan
 
 def levels(text: str) -> tuple[str, ...]:
     """The argument type of `--levels`."""
-    found = tuple(name.strip() for name in text.split(","))
-    if len(found) < 2 or not all(found):
+    if len(found := names(text)) < 2:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not the reference and at least one low level, such as fp32,w4a4"
         )

@@ -63,22 +63,13 @@ def predicted_against_measured(report: AdditivityReport) -> Drawing | None:
                 ax.set(xscale="log", yscale="log", xlim=limits, ylim=limits, box_aspect=1)
                 log_axis(ax.xaxis, *limits, least=2)
                 log_axis(ax.yaxis, *limits, least=2)
-                ax.set_title(
-                    texts.get((level, predictor), "not defined"), fontsize=text_size, pad=3
-                )
+                told = texts.get((level, predictor), "not defined")
+                ax.text(0.5, 1.04, told, transform=ax.transAxes, ha="center", fontsize=text_size)
                 ax.grid(False)
                 if len(levels) > 3:
                     ax.tick_params(axis="x", labelrotation=40)  # labels are wider than panels allow
                 if row == 0:
-                    ax.annotate(
-                        level_label(level),
-                        (0.5, 1),
-                        (0, 3.2 * text_size),
-                        xycoords="axes fraction",
-                        textcoords="offset points",
-                        ha="center",
-                        fontweight="bold",
-                    )
+                    ax.set_title(level_label(level), fontweight="bold", pad=3.3 * text_size)
                 if column == 0:
                     colour = predictor_colour(predictor)
                     label = textwrap.fill(predictor_label(predictor), 9)

@@ -42,14 +42,6 @@ def inlined(files: Mapping[str, bytes]) -> dict[str, str]:
     return found
 
 
-def linked(page: str, figures: Path) -> str:
-    """A page that shows the svg files of the folder beside it where `inlined` put them into it."""
-    files = {f"figures/{path.name}": path.read_bytes() for path in figures.glob("*.*")}
-    for name, uri in inlined(files).items():
-        page = page.replace(uri, f"figures/{name}.svg")
-    return page
-
-
 def pictures_html(words: str, pictures: NDArray[np.uint8]) -> str:
     """Pictures (m, H, W, 3) side by side, and what they are."""
     buffer = io.BytesIO()

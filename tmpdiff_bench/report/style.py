@@ -92,15 +92,9 @@ class Drawing:
         with house_style():
             self.figure.savefig(buffer, format=kind, dpi=220, metadata=metadata)
         content = buffer.getvalue()
-        return _DECIMALS.sub(_rounded, content) if kind == "svg" else content
-
-
-# matplotlib writes six decimals; five digits are a hundredth of a point
-_DECIMALS = re.compile(rb"\d+\.\d{3,}")
-
-
-def _rounded(number: re.Match[bytes]) -> bytes:
-    return f"{float(number[0]):.5g}".encode()
+        if kind == "svg":  # six decimals are written; five digits are a hundredth of a point
+            content = re.sub(rb"\d+\.\d{3,}", lambda x: b"%.5g" % float(x[0]), content)
+        return content
 
 
 @contextmanager
