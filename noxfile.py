@@ -1,5 +1,9 @@
 """Everything that is checked or rebuilt by one command. `nox --list` tells what there is."""
 
+import shutil
+import tempfile
+from pathlib import Path
+
 import nox
 
 nox.needs_version = ">=2025.2"
@@ -63,6 +67,26 @@ def tests_minimal(session: nox.Session) -> None:
     tests = ("tests/allocators", "tests/test_plan.py", "tests/test_minimal.py")
     # the fixtures of all tests are pipelines
     session.run("pytest", "--noconftest", *tests, *session.posargs)
+
+
+@nox.session
+def release(session: nox.Session) -> None:
+    """Build wheel and sdist into dist/ and check them; then `installed`, to which arguments go."""
+    session.install("-c", "constraints.txt", "build[uv]", "twine")
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "-m", "build", "--installer", "uv")
+    session.run("twine", "check", "--strict", *map(str, Path("dist").iterdir()))
+    session.notify("installed", session.posargs)
+
+
+@nox.session
+def installed(session: nox.Session) -> None:
+    """Run the main job from the wheel in dist/, away from the checkout; its options go after --."""
+    [wheel] = Path("dist").resolve().glob("*.whl")
+    session.install("-c", "constraints.txt", f"tmpdiff_bench[all] @ {wheel.as_uri()}")
+    with tempfile.TemporaryDirectory() as folder, session.chdir(folder):
+        command = ("python", "-m", "tmpdiff_bench.additivity", "--model", "sd3")
+        session.run(*command, *session.posargs, env=OFFLINE)
 
 
 @nox.session

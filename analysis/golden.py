@@ -172,12 +172,13 @@ def bless(reports: Path, goldens: Path, tables: Sequence[TableFile]) -> list[str
 
 
 def note_in_changelog(path: Path, line: str) -> None:
-    """Put `line` at the end of the section "Changed" of what is unreleased."""
+    """Put `line` at the end of the section "Changed", the last one, of what is unreleased."""
     text = path.read_text(encoding="utf-8")
-    start = text.index("### Changed", text.index("## [Unreleased]"))
-    end = min(at for at in (text.find("\n## ", start), text.find("\n### ", start + 1)) if at > 0)
+    start = text.index("## [Unreleased]")
+    end = text.index("\n## ", start)
     body = text[:end].rstrip("\n")
-    write_atomically(path, f"{body}\n- {line}\n{text[end:]}".encode())
+    head = "" if "### Changed" in text[start:end] else "\n### Changed\n\n"
+    write_atomically(path, f"{body}\n{head}- {line}\n{text[end:]}".encode())
 
 
 def main(argv: Sequence[str]) -> None:

@@ -137,6 +137,8 @@ def test_nothing_is_there_for_tests_alone() -> None:
         "tests",
         "tests_full",
         "tests_minimal",
+        "release",
+        "installed",
         "docs",
         "__getattr__",
         "_repr_html_",

@@ -151,12 +151,21 @@ def test_blessing_says_what_changed_and_removes_orphans(folders: tuple[Path, Pat
 
 def test_the_changelog_gets_its_line_under_unreleased_changes(tmp_path: Path) -> None:
     path = tmp_path / "CHANGELOG.md"
+    released = "## [0.1.0]\n\n### Changed\n\n- All.\n"
+    path.write_text(f"# Changelog\n\n## [Unreleased]\n\n{released}", encoding="utf-8")
+    note_in_changelog(path, "Goldens: new sampler.")
+    note_in_changelog(path, "Goldens: new seeds.")
+    lines = "### Changed\n\n- Goldens: new sampler.\n- Goldens: new seeds.\n"
+    text = path.read_text(encoding="utf-8")
+    assert text == f"# Changelog\n\n## [Unreleased]\n\n{lines}\n{released}"
+
+
+def test_our_changelog_takes_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "CHANGELOG.md"
     path.write_text((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), encoding="utf-8")
-    before = path.read_text(encoding="utf-8")
     note_in_changelog(path, "Goldens: new sampler.")
     after = path.read_text(encoding="utf-8")
-    assert after.replace("- Goldens: new sampler.\n", "") == before
-    assert after.index("### Changed") < after.index("- Goldens") < after.index("## [0.1.0]")
+    assert after.index("[Unreleased]") < after.index("- Goldens: new s") < after.index("## [0.2.0]")
 
 
 @given(golden_value=finite, share=st.floats(0, 2), sign=st.sampled_from((1, -1)))
