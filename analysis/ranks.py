@@ -57,7 +57,9 @@ def draw(ax: Axes, rows: pd.DataFrame) -> None:
         for row in rows.to_dict("records")
     ]
     ax.set_yticks(places, labels)
-    limits = rows["low"].min() / 1.05, rows["high"].max() * 1.05
+    # of one prompt there is no interval
+    reach = rows[["ratio", "low", "high"]]
+    limits = reach.min(axis=None) / 1.05, reach.max(axis=None) * 1.05
     ax.set(xscale="log", xlim=limits, ylim=(-0.6, len(rows) - 0.4))
     log_axis(ax.xaxis, *limits, least=3)
     ax.set_title(f"{rows['steps'].iloc[0]} steps, {most} tasks")

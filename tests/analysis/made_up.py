@@ -26,16 +26,20 @@ PROFILE = Profile(
 )
 
 
-def suite_results(factors: dict[str, float] = FACTORS, *, noise: float = 0.05) -> SuiteResults:
-    """Results of all tasks of `PROFILE`: errors are the factor times a common error of the sample
+def suite_results(
+    factors: dict[str, float] = FACTORS, *, noise: float = 0.05, profile: Profile = PROFILE
+) -> SuiteResults:
+    """Results of all tasks of `profile`: errors are the factor times a common error of the sample
     and log-normal noise.
     """
     rng = np.random.default_rng(0)
     allocations, scores, transfers, drift = [], [], [], []
     pictures = {}
-    for task in PROFILE.tasks():
-        prompts = [f"{task.prompt_set.removeprefix('scenes-')}-eval-{i:03d}" for i in range(4)]
-        common = dict(zip(prompts, np.exp(rng.normal(-3, 0.3, 4)), strict=True))
+    shown = min(2, profile.evaluation)
+    for task in profile.tasks():
+        stem = task.prompt_set.removeprefix("scenes-")
+        prompts = [f"{stem}-eval-{i:03d}" for i in range(profile.evaluation)]
+        common = dict(zip(prompts, np.exp(rng.normal(-3, 0.3, len(prompts))), strict=True))
         small = task.steps == 8
         plans = {}
         for index, (name, factor) in enumerate(factors.items()):
@@ -75,7 +79,7 @@ def suite_results(factors: dict[str, float] = FACTORS, *, noise: float = 0.05) -
                         )
         for plan in ("reference", *plans.values()):
             name = picture_name(task.model, task.prompt_set, task.steps, plan)
-            pictures[name] = rng.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+            pictures[name] = rng.integers(0, 256, (shown, 8, 8, 3), dtype=np.uint8)
         for condition in ("batch 1", "bfloat16"):
             place = {"model": task.model, "prompt_set": task.prompt_set, "steps": task.steps}
             drift += [
@@ -90,17 +94,17 @@ def suite_results(factors: dict[str, float] = FACTORS, *, noise: float = 0.05) -
         "drift": drift,
     }
     tables = {name: pd.DataFrame(rows)[list(COLUMNS[name])] for name, rows in frames.items()}
-    groups = {task.group.name: task.prompt_set for task in PROFILE.tasks()}
+    groups = {task.group.name: task.prompt_set for task in profile.tasks()}
     manifest = {
         "profile": "quick",
         "key": "0" * 64,
-        "tasks": [task.name for task in PROFILE.tasks()],
+        "tasks": [task.name for task in profile.tasks()],
         "allocators": list(factors),
         "digests": {},
         "titles": {"sd3": "sd3 (made up)", "flux": "flux (made up)"},
         "absent_models": {"sdxl": "no weights"},
         "pictured": {
-            group: [f"{name.removeprefix('scenes-')}-eval-{i:03d}" for i in range(2)]
+            group: [f"{name.removeprefix('scenes-')}-eval-{i:03d}" for i in range(shown)]
             for group, name in groups.items()
         },
         "nfe": {"spent": 10, "computed": 10},

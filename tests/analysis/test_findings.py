@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +12,8 @@ from analysis import findings, first_last, ranks, regret, rivals
 from analysis.hypotheses import SUMMARIES
 from analysis.hypotheses import table as hypotheses_table
 from analysis.suite_data import BEST
-from tests.analysis.made_up import FACTORS, suite_results
+from tests.analysis.conftest import make_reports
+from tests.analysis.made_up import FACTORS, PROFILE, suite_results
 
 
 def test_rivals_recover_the_ratios_that_were_put_in(made_up_reports: Path) -> None:
@@ -22,6 +24,14 @@ def test_rivals_recover_the_ratios_that_were_put_in(made_up_reports: Path) -> No
         assert row["ratio"] == pytest.approx(wanted / FACTORS["uniform"], rel=0.05)
         assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
     assert set(whole["allocator"]) == {*FACTORS, BEST} - {"uniform", "exhaustive"}
+
+
+def test_all_is_made_of_a_single_prompt(tmp_path: Path) -> None:
+    alone = replace(PROFILE, prompt_sets=PROFILE.prompt_sets[:1], evaluation=1)
+    reports = make_reports(tmp_path, suite_results(profile=alone))
+    frame = pd.read_csv(reports / "tables" / "rivals.csv")
+    assert frame["ratio"].notna().all()
+    assert set(frame["outcome"]) == {"undecided"}
 
 
 def test_better_needs_both_a_ratio_below_one_and_a_small_p() -> None:
