@@ -46,7 +46,9 @@ class TableFile:
 
     `kernels` is whether its other columns depend on the last bits of a network's output; if so,
     a machine of another kind is held to `elsewhere` (tolerances by column) and to nothing more, in
-    the rows that have one of the values of every column of `rows_elsewhere`.
+    the rows that have one of the values of every column of `rows_elsewhere`. A column of
+    `intervals` holds, too, where one of both means lies within the other's interval (its two
+    columns): a mean of a few samples may rest on one that came out otherwise.
     """
 
     name: str
@@ -54,6 +56,7 @@ class TableFile:
     kernels: bool = True
     elsewhere: Mapping[str, Tolerance] = field(default_factory=dict)
     rows_elsewhere: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    intervals: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -113,6 +113,7 @@ SCRIPT = Script(
             KEYS,
             elsewhere={"mean": CHAOTIC, "prompts": DESIGNED},
             rows_elsewhere=UNCHOSEN,
+            intervals={"mean": ("mean_low", "mean_high")},
         ),
     ),
 )

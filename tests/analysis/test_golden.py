@@ -117,6 +117,26 @@ def test_another_machine_is_held_to_some_rows_only(folders: tuple[Path, Path]) -
     assert (outcome.compared, outcome.skipped) == (1, 8)
 
 
+def test_means_on_another_machine_may_lie_in_each_others_intervals(
+    folders: tuple[Path, Path],
+) -> None:
+    """There only, and only one of both in the other's."""
+    widths = {"low": 0.05, "high": 0.5}
+    altered(folders[0], lambda frame: [frame.insert(3, *width) for width in widths.items()])
+    wide = replace(TABLE, intervals={"error": ("low", "high")})
+    bless(*folders, [wide])
+    altered(folders[0], put(0, "error", 0.4))
+    assert [str(miss)[:25] for miss in check(*folders, [wide]).misses] == [
+        "regret [sd3, gram] error:"
+    ]
+    as_if_elsewhere(folders[1])
+    assert check(*folders, [wide]).misses == []
+    altered(folders[0], put(0, "high", 0.05))  # the golden's still holds the new mean
+    assert check(*folders, [wide]).misses == []
+    altered(folders[0], put(0, "error", 0.6))
+    assert len(check(*folders, [wide]).misses) == 1
+
+
 def test_a_table_without_kernels_is_exact_everywhere(folders: tuple[Path, Path]) -> None:
     as_if_elsewhere(folders[1])
     altered(folders[0], put(1, "plan", "fp32*8"))

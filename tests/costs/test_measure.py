@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.costs.small import SMALL
+from tests.processor import needs
 from tmpdiff_bench.commands import run
 from tmpdiff_bench.costs import Cost, CostTable, load_costs
 from tmpdiff_bench.costs import measure as measuring
@@ -188,6 +189,7 @@ def test_a_process_times_the_real_loop_and_tells_its_errors() -> None:
             worker.seconds(PrecisionPlan.parse("w9a9"))
 
 
+@needs("native:bf16")
 @pytest.mark.parametrize("model", ARCHITECTURES)
 def test_true_size_denoisers_run_with_random_weights(model: str) -> None:
     """Here at small size; the inputs' shapes are those of the true one."""

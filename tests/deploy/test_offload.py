@@ -14,6 +14,7 @@ from torch import nn
 
 from tests.deploy.conftest import DEVICE, PLAN, build, by_hand, call, traces
 from tests.deploy.test_adapters import save_lora
+from tests.processor import needs
 from tests.tiny import WARNINGS
 from tmpdiff_bench import deploy
 from tmpdiff_bench.errors import UsageError
@@ -124,6 +125,7 @@ def uncast(pipe: Any, place: str, stored: nn.Module) -> Any:
     return pipe
 
 
+@needs("native:bf16", DEVICE)
 def test_native_levels_of_offloaded_weights_are_refused(
     pipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,7 +145,10 @@ def test_native_levels_of_offloaded_weights_are_refused(
         call(pipe)
 
 
-@pytest.mark.parametrize("level", ["native:bf16", "native:w8a8"])
+@pytest.mark.parametrize(
+    "level",
+    [pytest.param(f"native:{x}", marks=needs(f"native:{x}", DEVICE)) for x in ("bf16", "w8a8")],
+)
 def test_native_levels_follow_changes(pipe: Any, level: str) -> None:
     """Of biases too, which some of them hold casts of."""
     deploy.apply(pipe, PrecisionPlan.uniform(level, 4))

@@ -14,15 +14,14 @@ import torch.nn.functional as F
 from diffusers.models.modeling_utils import get_parameter_dtype
 from torch import Tensor, nn
 
+from tests.processor import RUNNING
 from tests.tiny import TINY
 from tests.tiny.common import CLIP_WIDTH, T5_WIDTH
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.levels import RESIDENCIES, Device, Level, LevelBank, quantize_dequantize
+from tmpdiff_bench.levels import RESIDENCIES, Level, LevelBank, quantize_dequantize
 from tmpdiff_bench.levels.devices import is_reference
 from tmpdiff_bench.pipelines import quantized_layers
 
-NATIVE = {"bf16": "native:bf16", "int8": "native:w8a8"}
-RUNNING = [NATIVE[f] for f in NATIVE if f in Device.of(torch.device("cpu")).features]
 LEVELS = ("fp32", "w8a8", "w4a4", "nvfp4", "w4a4+lr4", *RUNNING)
 LOW = LEVELS[1:]
 

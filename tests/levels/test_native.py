@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.processor import needs
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.levels import Device, Level, LevelBank, reason_against
 from tmpdiff_bench.levels.devices import is_reference
@@ -16,7 +17,6 @@ from tmpdiff_bench.levels.native import pack, torchao_config, unpack
 
 AMX = Device("cpu", "this CPU", None, frozenset({"bf16", "int8"}))
 OLD = Device("cpu", "this CPU")
-HERE = Device.of(torch.device("cpu"))
 A100, ADA = Device("cuda", "A100", (8, 0)), Device("cuda", "RTX 4090", (8, 9))
 H200, B200 = Device("cuda", "H200", (9, 0)), Device("cuda", "B200", (10, 0))
 RUNS = {
@@ -33,9 +33,6 @@ RUNS = {
     "mxfp6": (),
     "mxfp4": (),
 }
-LACKS_INT8, LACKS_BF16 = "int8" not in HERE.features, "bf16" not in HERE.features
-needs_int8 = pytest.mark.skipif(LACKS_INT8, reason="this processor has no int8 instructions")
-needs_bf16 = pytest.mark.skipif(LACKS_BF16, reason="this processor has no bf16 instructions")
 
 
 @pytest.mark.parametrize("base", RUNS)
@@ -78,7 +75,7 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(96, 160), nn.GELU(), nn.Linear(160, 40, bias=False)).eval()
 
 
-@needs_int8
+@needs("native:w8a8")
 @torch.no_grad()
 def test_int8_is_the_simulated_level_but_for_float_rounding(network: nn.Module) -> None:
     bank = LevelBank(network, ("fp32", "w8a8", "native:w8a8"), ("0", "2"))
@@ -91,7 +88,7 @@ def test_int8_is_the_simulated_level_but_for_float_rounding(network: nn.Module) 
         assert (found - exact).abs().max() < 1e-6 * exact.abs().max()
 
 
-@needs_int8
+@needs("native:w8a8")
 @torch.no_grad()
 def test_int8_products_are_exact_integers() -> None:
     """Codes at both ends, whose sums leave 16 bits; the operator may not saturate in between."""
@@ -104,7 +101,7 @@ def test_int8_products_are_exact_integers() -> None:
     assert found.unique().tolist() == [512 * 127**2]
 
 
-@needs_int8
+@needs("native:w8a8")
 def test_int8_holds_one_byte_a_weight(network: nn.Module) -> None:
     """No float copy is kept, and none is made in the forward: the operator gets int8 alone."""
     bank = LevelBank(network, ("fp32", "native:w8a8"), ("0", "2"))
@@ -118,13 +115,13 @@ def test_int8_holds_one_byte_a_weight(network: nn.Module) -> None:
     assert not {"aten::addmm", "aten::mm", "aten::linear"} & names
 
 
-@needs_int8
+@needs("native:w8a8")
 def test_packing_is_reversible() -> None:
     codes = torch.randint(-127, 128, (48, 33), dtype=torch.int8)
     assert torch.equal(unpack(pack(codes)), codes)
 
 
-@needs_bf16
+@needs("native:bf16")
 @torch.no_grad()
 def test_bf16_runs_in_bf16(network: nn.Module) -> None:
     bank = LevelBank(network, ("fp32", "native:bf16"), ("0", "2"))

@@ -8,15 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tmpdiff_bench.levels import RESIDENCIES, Device, LevelBank
+from tests.processor import RUNNING
+from tmpdiff_bench.levels import RESIDENCIES, LevelBank
 from tmpdiff_bench.levels.leaf import Leaf
 
 NAMES = ("query", "key", "conv")
-RUNNING = (
-    level
-    for level, feature in (("native:bf16", "bf16"), ("native:w8a8", "int8"))
-    if feature in Device.of(torch.device("cpu")).features
-)
 FACTORS = 2 * 128 * 4  # bytes of smoothing factors, counted for query and for key, which share them
 LEVELS = ("fp32", "bf16", "w8a8", "w4a4+lr8", "nvfp4", *RUNNING)
 
