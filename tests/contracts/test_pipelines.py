@@ -13,7 +13,7 @@ import torch
 from diffusers import StableDiffusionPanoramaPipeline, StableDiffusionSAGPipeline
 
 from tests.deploy.conftest import build, by_hand, call, denoisers, traces
-from tests.tiny import TINY, WARNINGS
+from tests.tiny import TINY, WARNINGS, each
 from tests.tiny.unet import ddim, sd_parts
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.pipelines.calls import Call
@@ -51,7 +51,7 @@ def plans_of(steps: int) -> tuple[list[PrecisionPlan], list[PrecisionPlan]]:
     return singles, joint
 
 
-@pytest.mark.parametrize("name", sorted(TINY))
+@pytest.mark.parametrize("name", each(sorted(TINY)))
 def test_recorded_runs_are_the_pipelines_own(name: str) -> None:
     tiny, pipe = TINY[name], build(name)
     singles, joint = plans_of(tiny.steps)
@@ -87,7 +87,7 @@ def test_recorded_runs_are_the_pipelines_own(name: str) -> None:
 ALONE = ("ControlNet", "Latte", "DiT", "WanImageToVideo", "WanVACE")
 
 
-@pytest.mark.parametrize("name", sorted(TINY))
+@pytest.mark.parametrize("name", each(sorted(TINY)))
 def test_plans_side_by_side_are_those_run_alone(name: str) -> None:
     tiny, pipe = TINY[name], build(name)
     singles, joint = plans_of(tiny.steps)
@@ -110,7 +110,7 @@ def test_plans_side_by_side_are_those_run_alone(name: str) -> None:
         assert len(calls[1]) < len(calls[0]), "most are made together"
 
 
-@pytest.mark.parametrize("name", sorted(TINY))
+@pytest.mark.parametrize("name", each(sorted(TINY)))
 def test_evaluations_are_those_of_the_denoisers(name: str) -> None:
     """Counted by hooks: calls of an engine against calls of the pipeline, all singles of two steps
     less than all.

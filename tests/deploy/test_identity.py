@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from tests.deploy.conftest import build, by_hand, call, traces
-from tests.tiny import TINY, WARNINGS
+from tests.tiny import TINY, WARNINGS, each
 from tmpdiff_bench import deploy
 from tmpdiff_bench.plan import PrecisionPlan
 
 pytestmark = [pytest.mark.filterwarnings(entry) for entry in WARNINGS]
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", each(TINY))
 def test_a_plan_is_what_it_is_by_hand(name: str) -> None:
     """A single one, its middle step low, and a joint one, its last and first low as well: bit for
     bit, and without a trace, between calls and after `remove`.

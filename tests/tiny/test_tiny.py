@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tiny import TINY, WARNINGS, Tiny
+from tests.tiny import TINY, WARNINGS, Tiny, each
 
 pytestmark = [pytest.mark.filterwarnings(entry) for entry in WARNINGS]
 
@@ -28,7 +28,7 @@ def draw(tiny: Tiny, pipeline: Any, samples: dict[str, list[Any]], seeds: list[i
     return torch.as_tensor(output)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", each(TINY))
 def test_tiny_pipeline(name: str) -> None:
     tiny = TINY[name]
     first, second = tiny.build(), tiny.build()
