@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,13 @@ class Experiment:
     variant: str | None = _setting(None, "variant of the weights' files, such as fp16")
     levels: tuple[str, ...] = _setting(
         LEVELS, "the reference and the low levels; the reference is the dtype unless it is named"
+    )
+    modules: Mapping[str, Any] = _setting(
+        dict,
+        "a level of your own: a folder that diffusers saved, quantized or not, or a .gguf file, of "
+        "the denoiser; may be given many times; in Python also a module",
+        option="--level",
+        metavar="NAME=PATH",
     )
     steps: int = _setting(20, "denoising steps")
     prompts: Any = _setting(
@@ -120,8 +127,9 @@ class Experiment:
         check_known("dtype", self.dtype, DTYPES)
         check_known("capture", self.capture, CAPTURES)
         check_known("residency", self.residency, RESIDENCIES)
-        if self.levels == LEVELS:  # not named: the reference is what the model is in
-            object.__setattr__(self, "levels", (self.dtype, *LEVELS[1:]))
+        if self.levels is LEVELS:  # not named: the reference is what the model is in
+            low = tuple(self.modules) or LEVELS[1:]
+            object.__setattr__(self, "levels", (self.dtype, *low))
         for name in ("levels", "metrics", "quantized"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -152,7 +160,18 @@ class Experiment:
         from tmpdiff_bench.levels.level import Level  # levels import torch
 
         for name in self.levels:
-            Level.parse(name)
+            if name not in self.modules:
+                Level.parse(name)
+        check_own_names(self.modules)
+        if strange := next((name for name in self.modules if name not in self.levels), None):
+            raise UsageError(
+                f"--level {strange}=... is not among --levels {','.join(self.levels)}: name it "
+                "there, or leave one of them out"
+            )
+        if self.quantized is not None and not {*self.levels[1:]} - {*self.modules}:
+            raise UsageError(
+                "--quantized has no effect: levels of your own change what they are made of"
+            )
         if len(self.levels) < 2:
             raise UsageError("--levels takes the reference and at least one low level")
         if len(set(self.levels)) != len(self.levels):
@@ -169,6 +188,23 @@ class Experiment:
                 )
             if strange := next((level for level in plan if level not in self.levels), None):
                 raise UsageError(f"--plan {plan} uses {strange}, which is not among the --levels")
+
+
+def check_own_names(names: Iterable[str]) -> None:
+    """Raise `UsageError` for a name that a level of one's own can't have."""
+    from tmpdiff_bench.levels.level import Level
+
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][\w.+-]*", name):
+            raise UsageError(
+                f"{name!r} can't name a level of your own: letters, digits, '.', '+', '-' and '_', "
+                "a letter first"
+            )
+        try:
+            Level.parse(name)
+        except UsageError:
+            continue
+        raise UsageError(f"{name} is a level already: name yours otherwise")
 
 
 def option_of(name: str) -> str:

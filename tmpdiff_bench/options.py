@@ -40,12 +40,20 @@ def argument(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def call(given: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """The arguments of several `--call`. Raises `UsageError` where one is named twice."""
+def own_level(text: str) -> tuple[str, Path]:
+    """The argument type of `--level`: NAME=PATH."""
+    name, equals, path = text.partition("=")
+    if not name or not equals or not path:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH, such as mine=FOLDER")
+    return name, Path(path)
+
+
+def by_name(option: str, given: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """What an option gave many times. Raises `UsageError` where a name is there twice."""
     found: dict[str, Any] = {}
     for name, value in given:
         if name in found:
-            raise UsageError(f"--call {name} is given twice")
+            raise UsageError(f"{option} {name} is given twice")
         found[name] = value
     return found
 
@@ -67,12 +75,14 @@ _TYPES: dict[str, Callable[[str], Any]] = {
     "joint_plans": seed,
     "dtype": dtype,
     "call": argument,
+    "modules": own_level,
     "plans": plan,
     **dict.fromkeys(
         ("steps", "num_prompts", "num_seeds", "max_batch", "vae_tile", "state_memory"), positive_int
     ),
 }
-_MANY = ("call", "plans")
+_NAMED = ("call", "modules")
+_MANY = (*_NAMED, "plans")
 _ALIASES = {"dtype": ["--torch-dtype"]}
 
 
@@ -113,8 +123,8 @@ def values(parsed: argparse.Namespace, *names: str) -> dict[str, Any]:
         if hasattr(parsed, f.name):
             value = getattr(parsed, f.name)
             found[f.name] = value * f.metadata["unit"] if "unit" in f.metadata else value
-    if "call" in found:
-        found["call"] = call(found["call"])
+    for name in found.keys() & {*_NAMED}:
+        found[name] = by_name(option_of(name), found[name])
     return {name: found[name] for name in found if name in names or not names}
 
 
@@ -126,7 +136,8 @@ def experiment(parsed: argparse.Namespace, **more: Any) -> Experiment:
     """
     found = values(parsed)
     if "levels" not in vars(parsed) and "levels" in found:
-        found["levels"] = (found.get("dtype", "fp32"), *found["levels"][1:])
+        low = found.get("modules") or found["levels"][1:]
+        found["levels"] = (found.get("dtype", "fp32"), *low)
     return Experiment(**{**found, **more})
 
 

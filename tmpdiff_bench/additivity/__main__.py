@@ -115,7 +115,9 @@ def _read(argv: Sequence[str]) -> argparse.Namespace:
         name = recordings[0].resolve().name if len(recordings) == 1 else "joint"
     else:
         options.experiment = asked = experiment(options)
-        if asked.model == ALL and (extra := {"--weights", "--revision", "--variant"} & {*named}):
+        if asked.model == ALL and (
+            extra := {"--weights", "--revision", "--variant", "--level"} & {*named}
+        ):
             raise UsageError(f"{min(extra)} is of one model: it has no meaning with --model {ALL}")
         if asked.steps < 2 or not asked.joint_plans:
             raise UsageError("--steps and --joint-plans leave nothing to add up: 2 and 1 at least")

@@ -11,7 +11,7 @@ from tmpdiff_bench.costs.hardware import hardware_names, load_hardware
 from tmpdiff_bench.costs.isolation import RANDOM, Subject
 from tmpdiff_bench.costs.table import CostTable, load_costs
 from tmpdiff_bench.errors import UsageError, check_known
-from tmpdiff_bench.options import argument, call
+from tmpdiff_bench.options import argument, by_name, own_level
 from tmpdiff_bench.plan import PrecisionPlan
 
 DESCRIPTION = """\
@@ -70,7 +70,7 @@ def _roofline(options: argparse.Namespace) -> None:
 def _measure(options: argparse.Namespace) -> None:
     check_known("model", options.model, MODELS)
     random = options.weights == RANDOM
-    for option in ("call", "revision") if random else ("resolution",):
+    for option in ("call", "revision", "level") if random else ("resolution",):
         if getattr(options, option):
             effect = "no effect" if random else "an effect only"
             raise UsageError(f"--{option} has {effect} with --weights {RANDOM}")
@@ -78,10 +78,12 @@ def _measure(options: argparse.Namespace) -> None:
     from tmpdiff_bench.costs.measure import measure
     from tmpdiff_bench.costs.report import checks_text, measured_text
 
+    modules = {name: str(path) for name, path in by_name("--level", options.level).items()}
     same = ("model", "levels", "weights", "revision", "steps", "batch", "device")
     subject = Subject(
         **{name: getattr(options, name) for name in same},
-        call=call(options.call),
+        call=by_name("--call", options.call),
+        modules=modules,
         resolution=options.resolution or 1024,
         compiled=options.compile,
     )
@@ -137,6 +139,14 @@ def _parser() -> ArgumentParser:
         type=argument,
         repeated=True,
         metavar="NAME=VALUE",
+    )
+    measure.option(
+        "--level",
+        "a level of your own, of the pipeline's denoiser: a folder that diffusers saved, or a "
+        ".gguf file; may be given many times",
+        type=own_level,
+        repeated=True,
+        metavar="NAME=PATH",
     )
     side = "side of the square image, with --weights random (default: 1024)"
     measure.option("--resolution", side, **pixels)

@@ -28,7 +28,7 @@ class Subject:
     """What is timed: a model at some levels, running `steps` steps of `batch` images.
 
     Weights `random` are a denoiser of true size, for square images of `resolution` pixels; others
-    are a pipeline, with arguments of its `call`.
+    are a pipeline, with arguments of its `call`. `modules` are paths of levels of one's own.
     """
 
     model: str
@@ -37,6 +37,7 @@ class Subject:
     revision: str | None = None
     steps: int = 20
     call: Mapping[str, Any] = field(default_factory=dict)
+    modules: Mapping[str, str] = field(default_factory=dict)
     batch: int = 1
     device: str = "cpu"
     resolution: int = 1024

@@ -15,6 +15,8 @@ from tqdm import tqdm
 from tmpdiff_bench.costs.isolation import MIN_REPEATS, RANDOM, Subject, Worker, median_cost
 from tmpdiff_bench.costs.table import NATIVE, Cost, CostTable, is_native
 from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.experiment import check_own_names
+from tmpdiff_bench.levels.level import Level
 from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.trajectory.recording import call_words
 
@@ -78,7 +80,7 @@ def measure(
         about = workers[""].wait()
         bar.update()
         for level in levels:
-            workers[level] = stack.enter_context(closing(Worker(replace(subject, levels=(level,)))))
+            workers[level] = stack.enter_context(closing(Worker(_alone(subject, level))))
         for level in levels:
             workers[level].wait()
             bar.update()
@@ -109,6 +111,11 @@ def measure(
         {level: _ratio(alone[levels[0]], alone[level]) for level in levels},
         tuple(_compare(table, plan, together, uniform) for plan in dict.fromkeys(plans)),
     )
+
+
+def _alone(subject: Subject, level: str) -> Subject:
+    own = {name: path for name, path in subject.modules.items() if name == level}
+    return replace(subject, levels=(level,), modules=own)
 
 
 def _rounds(
@@ -173,8 +180,11 @@ def _name(subject: Subject, device: str) -> str:
 
 def _check(subject: Subject, repeats: int, plans: Sequence[PrecisionPlan]) -> None:
     levels = subject.levels
+    check_own_names(subject.modules)
+    if strange := next((name for name in subject.modules if name not in levels), None):
+        raise UsageError(f"--level {strange}=... is not among --levels {','.join(levels)}")
     for level in levels:
-        if not is_native(level):
+        if level not in subject.modules and not (Level.parse(level) and is_native(level)):
             raise UsageError(
                 f"{level} is simulated: its arithmetic is emulated, its time is no cost; "
                 f"measure {NATIVE}{level}, or use a roofline"

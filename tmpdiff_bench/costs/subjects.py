@@ -18,6 +18,7 @@ from tmpdiff_bench.noise import generator_seed
 from tmpdiff_bench.pipelines import check_device, denoisers, load_pipeline, quantized_layers
 from tmpdiff_bench.pipelines.calls import Call, check_call, read_argument, refusing
 from tmpdiff_bench.pipelines.loop import Director, Run, directed
+from tmpdiff_bench.pipelines.own import OwnModules, check_sources
 from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.trajectory.engine import level_banks
 from tmpdiff_bench.zoo.prompts import mixed_prompts
@@ -44,6 +45,7 @@ class Loop:
     """A pipeline's own loop, from the same noise each time."""
 
     def __init__(self, subject: Subject) -> None:
+        check_sources(subject.modules)
         loaded = load_pipeline(
             subject.model,
             weights=subject.weights,
@@ -54,7 +56,8 @@ class Loop:
         check_call(pipe, subject.call)
         own = {name: read_argument(pipe, name, value) for name, value in subject.call.items()}
         self.title, self._pipe, self._wait = loaded.title, pipe, waiting(subject.device)
-        self._banks = level_banks(pipe, subject.levels)
+        places = tuple(denoisers(pipe))
+        self._banks = level_banks(pipe, subject.levels, modules=OwnModules(subject.modules, places))
         if subject.compiled:
             for place, denoiser in denoisers(pipe).items():
                 setattr(pipe, place, torch.compile(denoiser))
@@ -93,8 +96,7 @@ class _Timed(Director):
         if not self.began:
             self._wait()
             self.began = time.perf_counter()
-        with self._banks[place].at(self._plan[step]):
-            return run(*args, **kwargs)
+        return self._banks[place].run(self._plan[step], run, *args, **kwargs)
 
     def advance(self, step: int, last: bool, run: Run, args: Any, kwargs: Any) -> Any:
         result = run(*args, **kwargs)
@@ -141,8 +143,8 @@ class TrueSize:
     def run(self, plan: PrecisionPlan) -> Tensor:
         """The network's output at the last step."""
         for level in plan:
-            with self._bank.at(level):
-                output: Tensor = self._denoiser(**self._inputs, return_dict=False)[0]
+            output: Tensor
+            output, *_ = self._bank.run(level, self._denoiser, **self._inputs, return_dict=False)
         return output
 
 

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from tmpdiff_bench.errors import UsageError, check_known, unknown
 from tmpdiff_bench.files import data_folder, parse_json, read_text
+from tmpdiff_bench.levels.level import Level
 from tmpdiff_bench.plan import PrecisionPlan
 
 Kind = Literal["measured", "roofline"]
 NATIVE = "native:"
-_PLAIN = "fp32"  # the one level whose arithmetic is real without a prefix
 # The embedded models run in float32: `fp32` is what they are measured against. In deployment the
 # reference is bf16, and it is what the true-size model's reference step costs.
 COSTED_AS = {"fp32": "bf16"}
@@ -174,8 +174,13 @@ class CostTable:
 
 
 def is_native(level: str) -> bool:
-    """Whether a level's arithmetic is that of real kernels, so that its time means something."""
-    return level == _PLAIN or level.startswith(NATIVE)
+    """Whether a level's arithmetic is that of real kernels, so that its time means something: as a
+    level of the user's own does, of whatever name.
+    """
+    try:
+        return Level.parse(level).backend == "native"
+    except UsageError:
+        return True
 
 
 def shipped() -> tuple[str, ...]:

@@ -99,6 +99,7 @@ def _apply(options: argparse.Namespace) -> None:
         seed=asked.get("seed", 0),
         repeats=options.repeats,
         reference=options.reference,
+        modules=asked.get("modules"),
     )
     found.picture.save(options.out)
     print(f"{loaded.title}: {plan}\n{found}\n{options.out}: {options.reference} left, plan right")

@@ -205,7 +205,14 @@ def problem_of(
     recording: Recording, costs: str, speedup: float, *, samples: Sequence[int] | None = None
 ) -> AllocationProblem:
     """The problem of a recording, by costs as `allocate` takes them."""
+    specs = recording.manifest["level_specs"]
+    own = next((x for x in recording.levels if "own" in (specs.get(x) or {})), None)
     if costs == BITS:
+        if own is not None:
+            raise UsageError(
+                f"{own} is a level of your own, whose bits are not known: name a cost table by "
+                "costs= (--costs), as `python -m tmpdiff_bench.costs measure --level` makes them"
+            )
         table = RelativeCosts(BITS, _BITS)
     else:
         roofline = f"roofline-{recording.manifest['workload']['model']}-{costs}-1024"

@@ -61,9 +61,11 @@ def compare(
     seed: int = 0,
     repeats: int = 3,
     reference: str = "fp32",
+    modules: Mapping[str, Any] | None = None,
 ) -> Comparison:
     """Make one image with every step at the reference, and with the plan, from the same noise: that
-    of a recording of this prompt. `call`: further arguments of the pipeline's call.
+    of a recording of this prompt. `call`: further arguments of the pipeline's call. `modules`: as
+    `apply` takes them.
 
     Both are made once to warm up, then by turns. Raises `UsageError` as `apply` and `check_call`.
     """
@@ -75,7 +77,7 @@ def compare(
     asked = Call(shared, {"prompt": [prompt]}, seeds)
     images: list[Tensor] = []
     seconds: tuple[list[float], list[float]] = ([], [])
-    apply(pipe, plan, levels=[reference])
+    apply(pipe, plan, levels=[reference], modules=modules)
     try:
         for repeat in tqdm(range(repeats + 1), desc="images", leave=False):
             for side, chosen in enumerate(both):
@@ -95,7 +97,8 @@ def compare(
     finally:
         remove(pipe)
     denoiser = next(iter(denoisers(pipe).values()))
-    levels = map(Level.parse, dict.fromkeys((reference, *plan)))
+    known = (name for name in dict.fromkeys((reference, *plan)) if name not in (modules or {}))
+    levels = map(Level.parse, known)
     emulated = [x for x in levels if x.backend == SIMULATED and not is_reference(x, denoiser)]
     return Comparison(
         picture=side_by_side(*(to_pil_image(image[0]) for image in images)),

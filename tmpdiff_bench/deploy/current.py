@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from tmpdiff_bench.deploy.followed import Followed, sums
 from tmpdiff_bench.errors import UsageError
+from tmpdiff_bench.experiment import check_own_names
 from tmpdiff_bench.levels import Level, LevelBank
 from tmpdiff_bench.levels.devices import is_reference
-from tmpdiff_bench.levels.leaf import check_layer, from_disk
+from tmpdiff_bench.levels.leaf import check_layer, compute_dtype
 from tmpdiff_bench.levels.level import NATIVE
 from tmpdiff_bench.pipelines.layers import resolve_layers
-from tmpdiff_bench.pipelines.loop import denoisers, eager, turn
-
-SAMPLED = 2**16  # elements of a tensor that tell whether it has been written to
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+from tmpdiff_bench.pipelines.loop import Run, denoisers, eager, turn
+from tmpdiff_bench.pipelines.own import OwnModules
 
 
 class CurrentLevels:
@@ -33,49 +32,85 @@ class CurrentLevels:
     """
 
     def __init__(
-        self, pipe: Any, names: Sequence[str], quantized: Sequence[str] | None, residency: str
+        self,
+        pipe: Any,
+        names: Sequence[str],
+        modules: Mapping[str, Any],
+        quantized: Sequence[str] | None,
+        residency: str,
     ) -> None:
+        check_own_names(modules)
+        # a plan names some of the modules that a user has; the others stay away
+        self.modules = {name: modules[name] for name in names if name in modules}
+        self._levels = [Level.parse(name) for name in names if name not in modules]
+        self._own = OwnModules(self.modules, tuple(denoisers(pipe)))
+        if quantized is not None and not self._levels:
+            raise UsageError(
+                "quantized= has no effect: levels of your own change what they are made of"
+            )
         self.names, self.residency = tuple(names), residency
         self.quantized = None if quantized is None else tuple(quantized)
         self.banks: dict[str, LevelBank] = {}
+        self._followed: dict[str, Followed] = {}
         self._seen: dict[str, _Seen] = {}
         self._runs_on = "cpu"
         self.refresh(pipe)
 
-    def serve(self, names: Sequence[str], quantized: Sequence[str] | None, residency: str) -> bool:
+    def serve(
+        self,
+        names: Sequence[str],
+        modules: Mapping[str, Any] | None,
+        quantized: Sequence[str] | None,
+        residency: str,
+    ) -> bool:
         """Whether these are the levels of a plan with such `names` too."""
         layers = None if quantized is None else tuple(quantized)
-        return {*names} <= {*self.names} and (layers, residency) == (self.quantized, self.residency)
+        given = modules or {}
+        same = all(given.get(name, mine) is mine for name, mine in self.modules.items())
+        others = any(name in given for name in {*names} - {*self.modules})
+        followed = not any(one.is_left() for one in self._followed.values())
+        return (
+            {*names} <= {*self.names}
+            and (layers, residency) == (self.quantized, self.residency)
+            and (same and not others and followed)
+        )
 
     def refresh(self, pipe: Any) -> None:
         """Look at the pipeline again. Raises `UsageError` as the class."""
         there = {place: eager(module) for place, module in denoisers(pipe).items()}
         for place in self.banks.keys() - there.keys():
             del self.banks[place], self._seen[place]
+            self._followed.pop(place, None)
         for place, denoiser in there.items():
             here = next(denoiser.parameters()).device
             self._runs_on = torch.device(getattr(pipe, "_execution_device", here)).type
             self._look(place, denoiser)
 
-    def at(self, place: str, level: str) -> AbstractContextManager[object]:
-        """A context in which a denoiser is at a level, in a run; what was changed since the run
+    def run(self, place: str, level: str, run: Run, args: Any, kwargs: Any) -> Any:
+        """What a call of a denoiser returns at a level, in a run; what was changed since the run
         began counts, but for what `check_followed` refuses.
         """
         seen = self._seen[place]
         if seen.is_outdated():
             self._look(place, seen.denoiser)
-        return self.banks[place].at(level)
+        return self.banks[place].run(level, run, *args, **kwargs)
 
     def check_followed(self) -> None:
-        """Raise `UsageError` where a run changed what `at` doesn't see since the last look."""
+        """Raise `UsageError` where a run changed what `run` doesn't see since the last look."""
         for place, seen in self._seen.items():
             with turn(seen.denoiser):
                 if not seen.is_outdated():  # after its last call
                     self._check(place, seen)
+                if place in self._followed:
+                    self._followed[place].check()
+
+    def _names(self, denoiser: nn.Module) -> tuple[str, ...]:
+        """Of the layers that levels change, but for those of the user's own."""
+        return resolve_layers(denoiser, self.quantized) if self._levels else ()
 
     def _check(self, place: str, seen: _Seen) -> None:
         seen.check()
-        if resolve_layers(seen.denoiser, self.quantized) != seen.names:
+        if self._names(seen.denoiser) != seen.names:
             raise UsageError(
                 f"layers were added to the {place} during the call, and ran as they are: add them "
                 "between calls"
@@ -90,20 +125,27 @@ class CurrentLevels:
         with turn(denoiser):
             check_denoiser(place, denoiser)
             unmerge_disabled(denoiser)
-            names = resolve_layers(denoiser, self.quantized)
+            followed = self._followed.get(place)
+            if followed is not None and followed.denoiser is denoiser:
+                followed.check()
+            names = self._names(denoiser)
             seen = _Seen(denoiser, names, self._kernels(denoiser))
+            tree = [id(module) for module in denoiser.modules()] if self.modules else []
+            seen.mark = (*seen.mark, tree)
             if place not in self._seen or self._seen[place].mark != seen.mark:
                 self.banks[place] = self._bank(place, denoiser, names)
+                if self.modules and (followed is None or followed.denoiser is not denoiser):
+                    own = self.banks[place].own.values()
+                    self._followed[place] = Followed(place, denoiser, own)
             self._seen[place] = seen
 
     def _kernels(self, denoiser: nn.Module) -> str | None:
         """The device whose kernels levels need, if they need any."""
-        levels = map(Level.parse, self.names)
-        native = any(x.backend == NATIVE and not is_reference(x, denoiser) for x in levels)
+        native = any(x.backend == NATIVE and not is_reference(x, denoiser) for x in self._levels)
         return self._runs_on if native else None
 
     def _bank(self, place: str, denoiser: nn.Module, names: Sequence[str]) -> LevelBank:
-        new = [x for x in self.names if not is_reference(Level.parse(x), denoiser)]
+        new = [*self.modules, *(x.name for x in self._levels if not is_reference(x, denoiser))]
         here, there = next(denoiser.parameters()).device.type, self._kernels(denoiser)
         if there not in (None, here):
             raise UsageError(
@@ -111,9 +153,10 @@ class CurrentLevels:
                 f"kernels want them packed there: apply native levels with the pipeline on {there} "
                 "and call enable_model_cpu_offload afterwards, or take simulated levels"
             )
+        own = self._own.of(place, denoiser, compute_dtype(denoiser))
         if new:
-            print(LevelBank.memory(denoiser, new, names, self.residency), file=sys.stderr)
-        return LevelBank(denoiser, self.names, names, None, self.residency)
+            print(LevelBank.memory(denoiser, new, names, self.residency, own), file=sys.stderr)
+        return LevelBank(denoiser, self.names, names, None, self.residency, own)
 
 
 def check_denoiser(place: str, denoiser: nn.Module) -> None:
@@ -158,8 +201,8 @@ class _Seen:
         self._layers = [layer for _, layer in layers]
         self.check()
         self._kept = self._tensors()  # so that no other can have their ids
-        self._states, self._sums = self._now(), _sums(denoiser, self._kept)
-        self.mark = (denoiser, self.names, kernels, self._states, self._sums)
+        self._states, self._sums = self._now(), sums(denoiser, self._kept)
+        self.mark: tuple[Any, ...] = (denoiser, self.names, kernels, self._states, self._sums)
 
     def check(self) -> None:
         """Raise `UsageError` for a layer that no other can stand for."""
@@ -178,7 +221,7 @@ class _Seen:
 
     def is_written(self) -> bool:
         """Whether tensors were written to, by any way."""
-        return self._sums != _sums(self.denoiser, self._tensors())
+        return self._sums != sums(self.denoiser, self._tensors())
 
     def _tensors(self) -> list[Tensor]:
         pairs = ((layer.weight, layer.bias) for layer in self._layers)
@@ -196,22 +239,3 @@ def _state(tensor: Tensor | None) -> tuple[object, ...] | None:
     if tensor is None:
         return None
     return id(tensor), tensor.dtype, None if tensor.is_inference() else tensor._version
-
-
-def _sums(denoiser: nn.Module, tensors: Sequence[Tensor]) -> list[int]:
-    """A number for each tensor, another after almost any writing: adapters are merged by
-    `weight.data +=`, which no counter of versions sees.
-    """
-    with from_disk(denoiser):
-        sums = [_sum(tensor.detach()) for tensor in tensors]
-    found: list[int] = torch.stack([x.to(sums[0].device) for x in sums]).tolist()
-    return found
-
-
-def _sum(tensor: Tensor) -> Tensor:
-    """The sum of a tensor's bits, all or every so many, each times an odd number of its own."""
-    if tensor.is_meta or not tensor.numel():
-        return torch.zeros((), dtype=torch.int64)
-    part = tensor.reshape(-1)[:: max(1, tensor.numel() // SAMPLED)].contiguous()
-    bits = part.view(_BITS[part.element_size()]).long()
-    return (bits * torch.arange(1, 2 * len(bits), 2, device=bits.device)).sum()

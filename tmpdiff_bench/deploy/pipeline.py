@@ -6,15 +6,14 @@ import functools
 import inspect
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary, finalize
 
 from tmpdiff_bench.deploy.current import CurrentLevels
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.levels import Level
-from tmpdiff_bench.pipelines.loop import Director, Run, denoisers, directed
+from tmpdiff_bench.pipelines.loop import Director, Run, directed
 from tmpdiff_bench.pipelines.schedule import Schedule
 from tmpdiff_bench.plan import PlanSchedule, PrecisionPlan
 
@@ -82,8 +81,7 @@ class _PlannedRun(Director):
         self._plan = plan.resampled(schedule.steps)
 
     def denoise(self, place: str, step: int, run: Run, args: Any, kwargs: Any) -> Any:
-        with self._planned.levels.at(place, self._plan[step]):
-            return run(*args, **kwargs)
+        return self._planned.levels.run(place, self._plan[step], run, args, kwargs)
 
     def advance(self, step: int, last: bool, run: Run, args: Any, kwargs: Any) -> Any:
         self._planned.steps_run += last
@@ -110,6 +108,7 @@ def apply(
     plan: PrecisionPlan,
     *,
     levels: Sequence[str] | None = None,
+    modules: Mapping[str, Any] | None = None,
     quantized: Sequence[str] | None = None,
     residency: str = "resident",
     resample: bool = False,
@@ -124,6 +123,9 @@ def apply(
 
     The pipeline is looked at anew at every call: LoRAs, processors, hooks, weights, schedulers and
     denoisers that were changed in between act at every level.
+
+    `modules`: levels of your own by name, as in `Experiment`: modules of the denoiser's class, such
+    as quantized checkpoints, or paths of such.
 
     `levels` are those to keep at hand beside the plan's: another plan of them, with the same
     `quantized` and `residency`, makes none anew. `quantized` names the denoiser's layers that
@@ -142,18 +144,15 @@ def apply(
             offloaded layer by layer, or with a cache across steps; names of no layers.
     """
     wanted = tuple(dict.fromkeys((*(levels or ()), *plan)))
-    for level in wanted:
-        Level.parse(level)
-    denoisers(pipe)
     with _GUARD:
         before = _PLANNED.get(pipe)
         turn = threading.RLock() if before is None else before.turn
     with turn:
         made = None if before is None else before.levels
-        if made is not None and made.serve(wanted, quantized, residency):
+        if made is not None and made.serve(wanted, modules, quantized, residency):
             made.refresh(pipe)
         else:
-            made = CurrentLevels(pipe, wanted, quantized, residency)
+            made = CurrentLevels(pipe, wanted, modules or {}, quantized, residency)
         with _GUARD:
             _check_class(type(pipe))
             _watch(type(pipe))
@@ -182,8 +181,10 @@ def describe(pipe: Any) -> str:
     planned = _planned(pipe)
     lines = [f"plan: {planned.plan} ({len(planned.plan)} steps)"]
     for place, bank in planned.levels.banks.items():
-        takes = bank.memory(bank.denoiser, bank.levels, bank.quantized, bank.residency)
-        lines.append(f"{place}: quantized layers: {len(bank.quantized)}; {takes}")
+        own = {name: level.module for name, level in bank.own.items()}
+        takes = bank.memory(bank.denoiser, bank.levels, bank.quantized, bank.residency, own)
+        told = "".join(f"; {name} {level.words()}" for name, level in bank.own.items())
+        lines.append(f"{place}: quantized layers: {len(bank.quantized)}; {takes}{told}")
     lines.append(f"steps run so far: {planned.steps_run}")
     return "\n".join(lines)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from tmpdiff_bench.levels.devices import check_runs, is_reference
 from tmpdiff_bench.levels.leaf import Layers, Leaf, check_layer, computable, from_disk
 from tmpdiff_bench.levels.level import NATIVE, Level
 from tmpdiff_bench.levels.native import int8_inputs, native_layer
+from tmpdiff_bench.levels.own import OwnLevel, called
 from tmpdiff_bench.levels.residency import RESIDENCIES, Memory, Store, memory, store
 from tmpdiff_bench.levels.simulated import (
     ActivationRounder,
@@ -27,18 +29,19 @@ from tmpdiff_bench.levels.simulated import (
 
 
 class LevelBank:
-    """One denoiser at several levels: `with bank.at(level): denoiser(...)`.
+    """One denoiser at several levels: `bank.run(level, denoiser, *args, **kwargs)`.
 
     `quantized` names the layers (linear and convolution) that levels change. At a level these alone
-    stand exchanged in their parents; everything else, and everything outside of the `with`, is the
-    denoiser's own. `calibrate` runs the reference on a few representative inputs; it is called
-    once, if a level has a low-rank branch. `residency` says where the weights of levels not in use
-    are (see `residency`). `memory` tells what all this takes, without taking it.
+    stand exchanged in their parents; everything else, and everything outside of a run, is the
+    denoiser's own. `own` are levels that are modules of the user's (see `own`), by name.
+    `calibrate` runs the reference on a few representative inputs; it is called once, if a level has
+    a low-rank branch. `residency` says where the weights of levels not in use are (see
+    `residency`). `memory` tells what all this takes, without taking it.
 
     Raises:
         UsageError: a level is unknown, named twice, or one that the denoiser's device can't run; a
-            layer to quantize is of another kind; a low-rank branch lacks `calibrate`; the residency
-            is unknown.
+            layer to quantize is of another kind, or quantized already; a module of the user's own
+            does not fit; a low-rank branch lacks `calibrate`; the residency is unknown.
     """
 
     def __init__(
@@ -48,24 +51,36 @@ class LevelBank:
         quantized: Sequence[str],
         calibrate: Callable[[], object] | None = None,
         residency: str = "resident",
+        own: Mapping[str, nn.Module] | None = None,
     ) -> None:
         if len(set(levels)) != len(levels):
             raise UsageError(f"a level is named twice in {','.join(levels)}")
         check_known("residency", residency, RESIDENCIES)
-        parsed = [Level.parse(name) for name in levels]
+        given = own or {}
+        parsed = [Level.parse(name) for name in levels if name not in given]
         for level in parsed:
             check_runs(level, denoiser)
         self.denoiser, self.quantized, self.residency = denoiser, tuple(quantized), residency
         self.levels = tuple(levels)
-        self._places = _places(denoiser, self.quantized)
+        layers = {name: denoiser.get_submodule(name) for name in self.quantized}
+        for name, layer in layers.items() if parsed else ():
+            check_layer(layer, name)
+        self.own = {
+            name: OwnLevel.of(name, given[name], denoiser) for name in levels if name in given
+        }
+        self._places = _places(denoiser, layers, self.own.values())
         # what stands in these places, a row a level entered: the denoiser's own below all others
-        self._standing: list[Row] = [[layer for *_, layer in self._places]]
-        self._awake: dict[str, Row] = {}
-        own = {name: denoiser.get_submodule(name) for name in self.quantized}
+        self._standing: list[Row] = [[part for *_, part in self._places]]
+        self._awake: dict[str, Row] = {
+            name: [mine.exchanged.get(id(part), part) for *_, part in self._places]
+            for name, mine in self.own.items()
+            if mine.exchanged
+        }
+        self._made = frozenset(self._awake)  # which is there for good
         inputs = self._largest_inputs(parsed, calibrate)
         self._stores: dict[str, Store] = {
             level.name: store(
-                residency, partial(make_layers, denoiser, level, own, inputs), denoiser
+                residency, partial(make_layers, denoiser, level, layers, inputs), denoiser
             )
             for level in parsed
             if not is_reference(level, denoiser)
@@ -73,15 +88,30 @@ class LevelBank:
 
     memory: Callable[..., Memory] = staticmethod(memory)
 
+    def run(self, level: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What `call`, a call of the denoiser, returns at a level.
+
+        Raises `UsageError` as `at`.
+        """
+        self.check(level)
+        mine = self.own.get(level)
+        if mine is not None and mine.exchanged is None:
+            return called(mine.module, *args, **kwargs)
+        with self._at(level):
+            return call(*args, **kwargs)
+
     def at(self, level: str) -> AbstractContextManager[object]:
         """A context in which the denoiser is at a level; within another one, until its own end.
 
         Raises:
-            UsageError: the level is not one of the bank's. When entered: a layer is no longer the
-                one that the levels were made of. When left: a layer was replaced meanwhile; what
-                replaced it stays.
+            UsageError: the level is not one of the bank's, or runs a module of the user's own as a
+                whole, for which there is `run`. When entered: a layer is no longer the one that the
+                levels were made of. When left: a layer was replaced meanwhile; what replaced it
+                stays.
         """
         self.check(level)
+        if level in self.own and self.own[level].exchanged is None:
+            raise UsageError(f"level {level} runs a module of its own {self.own[level].words()}")
         return self._at(level)
 
     def check(self, level: str) -> None:
@@ -96,10 +126,12 @@ class LevelBank:
 
     def _row(self, level: str) -> Row:
         """What stands at a level, place by place, with its weights at hand."""
+        if level in self._made:
+            return self._awake[level]
         if level not in self._stores:
             return self._standing[0]
         if self.residency != "resident" and len(self._standing) == 1:
-            for other in self._awake.keys() - {level}:
+            for other in self._awake.keys() - {level} - self._made:
                 self._stores[other].sleep()
                 del self._awake[other]
         if level not in self._awake:
@@ -136,9 +168,9 @@ class LevelBank:
         if old is new:
             return []
         strangers = []
-        for (modules, key, name, _), before, after in zip(self._places, old, new, strict=True):
-            if modules.get(key) is before:
-                modules[key] = after
+        for (parts, key, name, _), before, after in zip(self._places, old, new, strict=True):
+            if parts.get(key) is before:
+                parts[key] = after
             else:
                 strangers.append(name)
         return strangers
@@ -157,19 +189,24 @@ class LevelBank:
         return largest_inputs(self.denoiser, self.quantized, calibrate)
 
 
-Row = list[nn.Module]
-# of a parent: its modules, the key of a layer in them, the layer's name and the layer
-Place = tuple[dict[str, nn.Module | None], str, str, nn.Module]
+Row = list[Any]
+# of a parent: its modules or tensors, the key of a part in them, the part's name and the part
+Place = tuple[dict[str, Any], str, str, Any]
 
 
-def _places(denoiser: nn.Module, names: Sequence[str]) -> list[Place]:
-    """Everywhere that the layers stand: one may have several parents."""
-    found = {id(layer): (name, layer) for name in names if (layer := denoiser.get_submodule(name))}
+def _places(
+    denoiser: nn.Module, quantized: Mapping[str, nn.Module], own: Iterable[OwnLevel]
+) -> list[Place]:
+    """Everywhere that parts stand which some level exchanges: one may have several parents."""
+    watched = {id(layer) for layer in quantized.values()}
+    watched |= {part for level in own for part in level.exchanged or ()}
+    names = {id(layer): name for name, layer in quantized.items()}
     return [
-        (module._modules, key, *found[id(child)])
-        for module in denoiser.modules()
-        for key, child in module._modules.items()
-        if id(child) in found
+        (parts, key, names.get(id(part), f"{parent}.{key}".lstrip(".")), part)
+        for parent, module in denoiser.named_modules()
+        for parts in (module._modules, module._parameters, module._buffers)
+        for key, part in parts.items()
+        if id(part) in watched
     ]
 
 
@@ -196,7 +233,6 @@ def _make_layers(layers: dict[str, nn.Module], level: Level, inputs: dict[str, T
     codes, rounder = Shared(int8_inputs), ActivationRounder(level)
     made: Layers = {}
     for name, layer in layers.items():
-        check_layer(layer, name)
         if level.backend == NATIVE:
             native = native_layer(layer, level, codes, name)
             if native is not None:

@@ -60,7 +60,7 @@ class Leaf(nn.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         layer = self.layer
-        if torch.compiler.is_compiling() or not _is_hooked(layer):
+        if torch.compiler.is_compiling() or not is_hooked(layer):
             return super().__call__(*args, **kwargs)
         # hooks are the layer's, and are given the layer: its own call runs them around this forward
         holder, name = forward_of(layer)
@@ -83,7 +83,8 @@ Layers = dict[str, Leaf]
 Make = Callable[[], Layers]
 
 
-def _is_hooked(layer: nn.Module) -> bool:
+def is_hooked(layer: nn.Module) -> bool:
+    """Whether more than its class's `forward` runs at a call of a layer."""
     attributes = vars(layer)
     return (
         "forward" in attributes
@@ -102,8 +103,8 @@ def check_layer(layer: nn.Module, name: str) -> None:
     if type(layer).forward is not kind.forward or type(layer.weight) not in (Tensor, nn.Parameter):
         raise UsageError(
             f"layer {name} ({type(layer).__name__}, {type(layer.weight).__name__}) has arithmetic "
-            "of its own, as quantized models do: load the model without it, or leave the layer out "
-            "of quantized="
+            "of its own, as quantized models do: name the model as a level of your own "
+            "(modules=, --level), beside such levels only, or leave the layer out of quantized="
         )
     if getattr(kind.forward, "__globals__", {}).get("__name__") != kind.__module__:
         raise UsageError(

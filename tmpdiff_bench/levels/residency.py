@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from tmpdiff_bench.levels.formats import CASTS
 from tmpdiff_bench.levels.leaf import QUANTIZABLE, Layers, Make, compute_dtype
 from tmpdiff_bench.levels.level import NATIVE, Level
 from tmpdiff_bench.levels.native import pack, unpack
+from tmpdiff_bench.levels.own import own_bytes, stored_bytes
 
 
 class Store:
@@ -128,17 +129,22 @@ _TORCHAO = {
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of the reference denoiser, and of the weights that each level has for itself."""
+    """Bytes of the reference denoiser, and of the weights that each level has for itself. Those of
+    `lasting` levels, which are modules of the user's, stay in memory with any residency.
+    """
 
     reference: int
     own: dict[str, int]
     residency: str
+    lasting: frozenset[str] = frozenset()
 
     @property
     def total(self) -> int:
         """Bytes on the denoiser's device: all levels when resident, otherwise the largest."""
-        own = self.own.values()
-        return self.reference + (sum(own) if self.residency == "resident" else max(own, default=0))
+        lasting = sum(self.own[name] for name in self.lasting)
+        moving = [size for name, size in self.own.items() if name not in self.lasting]
+        at_once = sum(moving) if self.residency == "resident" else max(moving, default=0)
+        return self.reference + lasting + at_once
 
     def __str__(self) -> str:
         each = ", ".join(f"{level} {_megabytes(size)}" for level, size in self.own.items())
@@ -153,6 +159,7 @@ def memory(
     levels: Sequence[str],
     quantized: Sequence[str],
     residency: str = "resident",
+    own: Mapping[str, nn.Module] | None = None,
 ) -> Memory:
     """What a `LevelBank` with these arguments takes.
 
@@ -160,16 +167,21 @@ def memory(
         UsageError: a level is unknown, or one that the denoiser's device can't run.
     """
     tensors = [*denoiser.parameters(), *denoiser.buffers()]
-    own = {}
-    for level in map(Level.parse, levels):
+    given, found = own or {}, {}
+    for name in levels:
+        if name in given:
+            if given[name] is not denoiser:
+                found[name] = own_bytes(given[name], denoiser)
+            continue
+        level = Level.parse(name)
         check_runs(level, denoiser)
         if not is_reference(level, denoiser):
-            sizes = (own_bytes(denoiser.get_submodule(name), level) for name in quantized)
-            own[level.name] = sum(sizes)
-    return Memory(sum(t.nbytes for t in tensors), own, residency)
+            found[name] = sum(layer_bytes(denoiser.get_submodule(x), level) for x in quantized)
+    lasting = frozenset(found.keys() & given.keys())
+    return Memory(sum(map(stored_bytes, tensors)), found, residency, lasting)
 
 
-def own_bytes(layer: nn.Module, level: Level) -> int:
+def layer_bytes(layer: nn.Module, level: Level) -> int:
     """Bytes that a layer's twin at a level does not share with the reference.
 
     Smoothing factors of low-rank branches are counted for every layer, though some share them.

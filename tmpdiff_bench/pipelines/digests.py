@@ -50,12 +50,24 @@ def pipeline_digest(pipe: Any) -> str:
         told = part if isinstance(part, bool | int | float | str) else type(part).__name__
         hasher.update(json.dumps([name, told, _settings(part)], sort_keys=True).encode())
         if isinstance(part, nn.Module):
-            for key, tensor in _tensors(part).items():
-                hasher.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                _feed(hasher, f"{name}.{key}", tensor)
-            scales = [getattr(module, "scaling", None) for module in part.modules()]  # of LoRAs
-            hasher.update(json.dumps([s for s in scales if isinstance(s, dict)]).encode())
+            _feed_module(hasher, name, part)
     return hasher.hexdigest()
+
+
+def module_digest(module: nn.Module) -> str:
+    """The same of one module."""
+    own = [type(module).__name__, _settings(module)]
+    hasher = hashlib.sha256(json.dumps(own, sort_keys=True).encode())
+    _feed_module(hasher, "it", module)
+    return hasher.hexdigest()
+
+
+def _feed_module(hasher: Any, name: str, module: nn.Module) -> None:
+    for key, tensor in _tensors(module).items():
+        hasher.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        _feed(hasher, f"{name}.{key}", tensor)
+    scales = [getattr(part, "scaling", None) for part in module.modules()]  # of LoRAs
+    hasher.update(json.dumps([s for s in scales if isinstance(s, dict)]).encode())
 
 
 def _settings(part: Any) -> Any:

@@ -121,7 +121,7 @@ def load_pipeline(
     adapter = None if lora is None else Lora.parse(lora)
     path = _find(model, weights, revision, variant)
     blank: dict[str, nn.Module] = {}
-    with _quiet():
+    with quiet():
         if path.is_file():
             sizes = PartSizes({path.name: file_size(path, kind)})
             if announce is not None:
@@ -152,7 +152,7 @@ def load_pipeline(
     pipe.set_progress_bar_config(disable=True)  # a run has one of its own
 
     def later() -> dict[str, nn.Module]:
-        with _quiet(), _loading(path):
+        with quiet(), _loading(path):
             return {n: load_part(path, n, files[n], kind, variant).to(target) for n in blank}
 
     return LoadedModel(
@@ -237,7 +237,7 @@ def _from_hub(weights: str, revision: str | None, variant: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        with _quiet():  # it warns of a hub out of reach; one line is ours
+        with quiet():  # it warns of a hub out of reach; one line is ours
             folder = DiffusionPipeline.download(
                 weights, revision=revision, variant=variant, use_safetensors=True
             )
@@ -335,8 +335,10 @@ def _loading(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Others' bars stay away for good: parts of small models load faster than these are drawn."""
+def quiet() -> Iterator[None]:
+    """While others load. Their bars stay away for good: small models load faster than these are
+    drawn.
+    """
     loggings = (diffusers.logging, transformers.logging)
     before = [logging.get_verbosity() for logging in loggings]
     for logging in loggings:

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from tmpdiff_bench.errors import UsageError, first_line
 from tmpdiff_bench.levels import Level, LevelBank
 from tmpdiff_bench.levels.devices import is_reference
+from tmpdiff_bench.levels.leaf import compute_dtype
 from tmpdiff_bench.levels.residency import Memory
 from tmpdiff_bench.pipelines.calls import Call, as_images, calling, returns_latents
 from tmpdiff_bench.pipelines.layers import resolve_layers
 from tmpdiff_bench.pipelines.loop import denoisers, directed, eager, undone
+from tmpdiff_bench.pipelines.own import OwnModules
 from tmpdiff_bench.pipelines.schedule import Schedule
 from tmpdiff_bench.plan import PrecisionPlan, check_lengths
 from tmpdiff_bench.trajectory.lanes import Began, Lanes, Merging
@@ -261,8 +263,8 @@ class PrefixEngine:
         if request.level is None:
             return request.output()
         rows = request.rows
-        with self.banks[request.place].at(request.level):
-            output = request.output()
+        bank = self.banks[request.place]
+        output = bank.run(request.level, request.run, *request.args, **request.kwargs)
         self.nfe += rows
         if self._on_nfe is not None:
             self._on_nfe(rows)
@@ -384,22 +386,29 @@ def level_banks(
     quantized: Sequence[str] | None = None,
     calibrate: Callable[[], object] | None = None,
     residency: str = "resident",
+    modules: OwnModules | None = None,
     announce: Callable[[Memory], object] | None = None,
 ) -> dict[str, LevelBank]:
-    """The levels of each denoiser of a pipeline, by its place; `announce` is told what they take
-    before they are made. Of two denoisers, each needs some of the layers in `quantized`.
+    """The levels of each denoiser of a pipeline, by its place, those that are `modules` among them;
+    `announce` is told what they take before they are made. Of two denoisers, each needs some of the
+    layers in `quantized`.
 
     Raises:
-        UsageError: as `denoisers`, `resolve_layers` and `LevelBank`.
+        UsageError: as `denoisers`, `resolve_layers`, `OwnModules.of` and `LevelBank`.
     """
     there = {place: eager(module) for place, module in denoisers(pipe).items()}
-    names = {place: _layers_of(place, there, quantized) for place in there}
+    named = modules is None or not {*levels} <= {*modules.given}
+    names = {place: _layers_of(place, there, quantized) if named else () for place in there}
+    own = {
+        place: modules.of(place, module, compute_dtype(module)) if modules else {}
+        for place, module in there.items()
+    }
     for place, denoiser in there.items():
-        new = [x for x in levels if not is_reference(Level.parse(x), denoiser)]
+        new = [x for x in levels if x in own[place] or not is_reference(Level.parse(x), denoiser)]
         if announce is not None and new:
-            announce(LevelBank.memory(denoiser, new, names[place], residency))
+            announce(LevelBank.memory(denoiser, new, names[place], residency, own[place]))
     return {
-        place: LevelBank(denoiser, levels, names[place], calibrate, residency)
+        place: LevelBank(denoiser, levels, names[place], calibrate, residency, own[place])
         for place, denoiser in there.items()
     }
 

@@ -80,7 +80,8 @@ def record_setup(setup: Setup, folder: Path, *, store: Path | None = None) -> Re
             raise UsageError(f"{path} is a file: name a folder")
     workload = setup.workload
     measures = Measures(setup.metrics, setup.image_size, setup.requirements)
-    specs = {name: asdict(Level.parse(name)) for name in setup.levels}
+    specs: dict[str, Any] = {} if setup.modules is None else setup.modules.specs()
+    specs |= {name: asdict(Level.parse(name)) for name in setup.levels if name not in specs}
     count = len(denoisers(setup.loaded.pipeline))
     jobs = Jobs(workload, setup.levels, setup.joint, setup.capture, specs, measures.key, count)
     if (folder / "manifest.json").exists():
@@ -280,6 +281,7 @@ class _Recorder:
             quantized=self.workload.quantized,
             calibrate=self._calibrate,
             residency=setup.residency,
+            modules=setup.modules,
             announce=lambda takes: tqdm.write(str(takes), file=sys.stderr),
         )
 

@@ -13,11 +13,11 @@ from PIL import Image
 
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.experiment import Experiment
-from tmpdiff_bench.levels import Level
 from tmpdiff_bench.levels.devices import check_device_runs
 from tmpdiff_bench.pipelines import LoadedModel, check_device, denoisers, load_pipeline
 from tmpdiff_bench.pipelines.calls import Call, check_call, cut_prompts, read_argument
 from tmpdiff_bench.pipelines.loading import dtype_of
+from tmpdiff_bench.pipelines.own import OwnModules, check_sources
 from tmpdiff_bench.plan import JointPlan
 from tmpdiff_bench.prompts import prompt_source, take
 from tmpdiff_bench.store import digest
@@ -33,7 +33,7 @@ _NO_ARGUMENTS = ("prompt_id", "text", "split", "dataset", "language", "requireme
 @dataclass(frozen=True)
 class Setup:
     """What is recorded: a pipeline, the arguments of its calls, and `workload`, which says the same
-    in JSON. `levels[0]` is the reference.
+    in JSON. `levels[0]` is the reference; some may be `modules` of the user's own.
 
     `capture`: "terminal" keeps the latents of the reference at every step and the final ones of all
     other runs; "trajectory" those of single runs at every step as well. The table has the `metrics`
@@ -55,6 +55,7 @@ class Setup:
     residency: str = "resident"
     state_memory: int = STATE_MEMORY
     about: Mapping[str, Any] = field(default_factory=dict)
+    modules: OwnModules | None = None
 
 
 def prepare(experiment: Experiment) -> Setup:
@@ -63,15 +64,16 @@ def prepare(experiment: Experiment) -> Setup:
     Raises:
         UsageError: a value that can't be used, with the way out.
     """
-    for name in experiment.levels:
-        Level.parse(name)
     chosen_metrics(experiment.metrics)
-    check_device_runs(experiment.levels, check_device(experiment.device))
+    known = [name for name in experiment.levels if name not in experiment.modules]
+    check_device_runs(known, check_device(experiment.device))
+    check_sources(experiment.modules)
     source = prompt_source(experiment.prompt_set, experiment.prompts)
     found = source.load()
     count = source.default_count if experiment.num_prompts is None else experiment.num_prompts
     chosen = take(found, "calibration", count)
     loaded = _loaded(experiment)
+    modules = OwnModules(experiment.modules, tuple(denoisers(loaded.pipeline)))
     shared, each = _arguments(experiment, loaded, chosen)
     ids = list(chosen["prompt_id"])
     own = {name: values for name, values in each.items() if name != "prompt"}
@@ -100,6 +102,7 @@ def prepare(experiment: Experiment) -> Setup:
         call=Call(shared, repeated, workload.generator_seeds),
         workload=workload,
         levels=experiment.levels,
+        modules=modules,
         dataset=found.name,
         joint=designed(experiment),
         capture=experiment.capture,
