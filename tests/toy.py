@@ -163,6 +163,7 @@ class ToyBank(LevelBank):
     def __init__(self, denoiser: nn.Module, functions: Mapping[str, Function]) -> None:
         self.denoiser, self.levels, self._functions = denoiser, tuple(functions), dict(functions)
         self.batches: dict[str, list[int]] = {level: [] for level in functions}
+        self.own = {}
 
     def at(self, level: str) -> AbstractContextManager[object]:
         self.check(level)

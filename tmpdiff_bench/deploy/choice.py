@@ -205,7 +205,7 @@ def problem_of(
     recording: Recording, costs: str, speedup: float, *, samples: Sequence[int] | None = None
 ) -> AllocationProblem:
     """The problem of a recording, by costs as `allocate` takes them."""
-    specs = recording.manifest["level_specs"]
+    specs = recording.manifest.get("level_specs", {})
     own = next((x for x in recording.levels if "own" in (specs.get(x) or {})), None)
     if costs == BITS:
         if own is not None:

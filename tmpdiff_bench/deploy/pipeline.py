@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary, finalize
 
 from tmpdiff_bench.deploy.current import CurrentLevels
 from tmpdiff_bench.errors import UsageError
-from tmpdiff_bench.pipelines.loop import Director, Run, directed
+from tmpdiff_bench.pipelines.loop import Director, Run, denoisers, directed
 from tmpdiff_bench.pipelines.schedule import Schedule
 from tmpdiff_bench.plan import PlanSchedule, PrecisionPlan
 
@@ -144,6 +144,7 @@ def apply(
             offloaded layer by layer, or with a cache across steps; names of no layers.
     """
     wanted = tuple(dict.fromkeys((*(levels or ()), *plan)))
+    denoisers(pipe)
     with _GUARD:
         before = _PLANNED.get(pipe)
         turn = threading.RLock() if before is None else before.turn
