@@ -1,6 +1,6 @@
 """Time of each allocator itself, measurements excluded, and the import's.
 
-    python benchmarks/allocators.py [--steps 50] [--out reports/benchmarks/allocators.json]
+    python -m benchmarks.allocators [--steps 50] [--out reports/benchmarks/allocators.json]
 
 A generated problem of 50 steps and three levels whose deviations superpose (1,024 dimensions, half
 of every deviation shared, so that products are large and positive), at 60 % of the reference's

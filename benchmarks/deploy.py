@@ -1,6 +1,6 @@
 """Plans in a diffusers pipeline with real kernels: predicted speedup against that of whole images.
 
-    python benchmarks/deploy.py [--images 4] [--repeats 8] [--width 512]
+    python -m benchmarks.deploy [--images 4] [--repeats 8] [--width 512]
         [--out reports/benchmarks/deploy.json]
 
 The embedded sd3 at 20 steps, in one run: (a) a measured cost table, each level in a process of its

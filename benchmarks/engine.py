@@ -1,6 +1,6 @@
 """The engine against one call of the pipeline per plan, and against the bare denoiser.
 
-    python benchmarks/engine.py [--samples 4] [--repeats 3] [--out reports/benchmarks/engine.json]
+    python -m benchmarks.engine [--samples 4] [--repeats 3] [--out reports/benchmarks/engine.json]
 
 On the embedded sd3 and flux, and on a tiny untrained Wan, whose denoiser takes no longer than its
 pipeline; fp32 and w4a4; everything by turns in one run:
@@ -23,7 +23,6 @@ import itertools
 import json
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,17 +33,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # for the tiny pipelines of the tests
-
-from tests.tiny import TINY  # noqa: E402
-from tmpdiff_bench.commands import ArgumentParser, positive_int, run  # noqa: E402
-from tmpdiff_bench.pipelines import load_pipeline  # noqa: E402
-from tmpdiff_bench.pipelines.calls import Call  # noqa: E402
-from tmpdiff_bench.plan import PrecisionPlan  # noqa: E402
-from tmpdiff_bench.trajectory import PrefixEngine  # noqa: E402
-from tmpdiff_bench.trajectory.engine import level_banks  # noqa: E402
-from tmpdiff_bench.zoo.prompts import mixed_prompts  # noqa: E402
+from tests.tiny import TINY
+from tmpdiff_bench.commands import ArgumentParser, positive_int, run
+from tmpdiff_bench.pipelines import load_pipeline
+from tmpdiff_bench.pipelines.calls import Call
+from tmpdiff_bench.plan import PrecisionPlan
+from tmpdiff_bench.trajectory import PrefixEngine
+from tmpdiff_bench.trajectory.engine import level_banks
+from tmpdiff_bench.zoo.prompts import mixed_prompts
 
 LEVELS, TIMED_CALLS = ("fp32", "w4a4"), 16
 HIGH, LOW = LEVELS
@@ -131,10 +127,10 @@ def replaced_forward(module: Any, forward: Callable[..., Any]) -> Iterator[None]
         del module.forward
 
 
-def seconds(call: Callable[[], object]) -> float:
+def seconds(call: Callable[..., object], *arguments: Any) -> float:
     """Wall time of a call."""
     started = time.perf_counter()
-    call()
+    call(*arguments)
     return time.perf_counter() - started
 
 
@@ -146,10 +142,10 @@ def against_calls(setting: Setting, plans: Sequence[PrecisionPlan], repeats: int
     setting.called(plans[-1])  # warm-up
     setting.engine(steps).evaluate(plans[-16:])
     for _ in tqdm(range(repeats), desc=f"{len(plans)} plans", leave=False):
-        calls = [seconds(lambda plan=plan: setting.called(plan)) for plan in timed[::2]]  # type: ignore[misc]
+        calls = [seconds(setting.called, plan) for plan in timed[::2]]
         engine = setting.engine(steps)
-        own = seconds(lambda engine=engine: engine.evaluate(plans))  # type: ignore[misc]
-        calls += [seconds(lambda plan=plan: setting.called(plan)) for plan in timed[1::2]]  # type: ignore[misc]
+        own = seconds(engine.evaluate, plans)
+        calls += [seconds(setting.called, plan) for plan in timed[1::2]]
         ratios.append((statistics.mean(calls) * len(plans) / own, own))
     return {
         "plans": len(plans),
@@ -197,7 +193,7 @@ def in_denoiser(setting: Setting, plans: Sequence[PrecisionPlan], repeats: int) 
     with replaced_forward(setting.pipe.transformer, timed):
         for _ in range(repeats):
             engine, spent = setting.engine(len(plans[0])), 0.0
-            own = seconds(lambda engine=engine: engine.evaluate(plans))  # type: ignore[misc]
+            own = seconds(engine.evaluate, plans)
             found.append(spent / own)
     return {"in the denoiser": statistics.median(found)}
 
@@ -211,7 +207,7 @@ def replayed_step(setting: Setting, steps: int, repeats: int) -> float:
     setting.around(1)
     for _ in range(10 * repeats):
         known.append(seconds(lambda: dict(engine.each([plan]))))
-        long, short = (seconds(lambda n=n: setting.around(n)) for n in (steps, 1))  # type: ignore[misc]
+        long, short = (seconds(setting.around, n) for n in (steps, 1))
         around.append(long - short)  # without encoders and the one real forward
     one = setting.engine(1)
     start = [PrecisionPlan.uniform(HIGH, 1)]
@@ -242,7 +238,7 @@ def bounded(setting: Setting, plans: Sequence[PrecisionPlan]) -> list[dict[str, 
     for paths in (1000, 2, 1, 0.5, 0):
         bound = int(paths * least.peak_memory)
         engine = setting.engine(len(plans[0]), state_memory=bound)
-        spent = seconds(lambda engine=engine: engine.evaluate(plans))  # type: ignore[misc]
+        spent = seconds(engine.evaluate, plans)
         rows.append(
             {"bound, runs": paths, "peak, bytes": engine.peak_memory, "bound, bytes": bound}
             | {"network evaluations": engine.nfe, "s": spent}

@@ -1,6 +1,6 @@
 """What levels cost on this machine: forwards against the reference, memory against switch time.
 
-    python benchmarks/levels.py [--samples 32] [--rounds 7] [--out reports/benchmarks/levels.json]
+    python -m benchmarks.levels [--samples 32] [--rounds 7] [--out reports/benchmarks/levels.json]
 
 All on the embedded sd3, in one run, in turn: (a) a step of all samples at each level over one at
 the reference, medians over rounds; simulated levels have no speed of their own, only a price;

@@ -1,6 +1,6 @@
 """Images a second of the Scenes renderer.
 
-    python benchmarks/scenes.py [--images 8192]
+    python -m benchmarks.scenes [--images 8192]
 
 The figure that matters is above 2,000 on two cores: training draws its scenes as it goes.
 """

@@ -32,6 +32,7 @@ from tmpdiff_bench.pipelines import load_pipeline
 from tmpdiff_bench.pipelines.embedded import call_defaults
 from tmpdiff_bench.plan import PrecisionPlan
 
+# what quantizers warn of while they load is theirs: each has deprecations of its own
 pytestmark = [pytest.mark.filterwarnings(entry) for entry in (*WARNINGS, "ignore")]
 
 MIXED = PrecisionPlan.parse("fp32 mine fp32")
@@ -220,7 +221,7 @@ def test_recorded_singles_are_the_calls_by_hand(
     assert torch.equal(joint, drawn("dynamic file fp32") - reference)
 
 
-class Bent(diffusers.SD3Transformer2DModel):  # type: ignore[misc]
+class Bent(diffusers.SD3Transformer2DModel):  # type: ignore[misc]  # diffusers has no types
     """A class of its own: nothing of it can be exchanged layer by layer."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
