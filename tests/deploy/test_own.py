@@ -389,3 +389,5 @@ def test_commands_take_them(int8: Path, tmp_path: Path, capsys: Any) -> None:
     assert picture.is_file()
     with pytest.raises(UsageError, match="unknown level 'mine'"):
         main(["apply", str(plan), *drawn])
+    with pytest.raises(UsageError, match=r"--level idle=... has no effect"):
+        main(["apply", str(plan), *mine, "--level", f"idle={int8}", *drawn])

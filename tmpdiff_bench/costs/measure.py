@@ -13,10 +13,10 @@ from itertools import cycle, islice
 from tqdm import tqdm
 
 from tmpdiff_bench.costs.isolation import MIN_REPEATS, RANDOM, Subject, Worker, median_cost
-from tmpdiff_bench.costs.table import NATIVE, Cost, CostTable, is_native
+from tmpdiff_bench.costs.table import NATIVE, Cost, CostTable
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.experiment import check_own_names
-from tmpdiff_bench.levels.level import Level
+from tmpdiff_bench.levels.level import SIMULATED, Level
 from tmpdiff_bench.plan import PrecisionPlan
 from tmpdiff_bench.trajectory.recording import call_words
 
@@ -184,7 +184,7 @@ def _check(subject: Subject, repeats: int, plans: Sequence[PrecisionPlan]) -> No
     if strange := next((name for name in subject.modules if name not in levels), None):
         raise UsageError(f"--level {strange}=... is not among --levels {','.join(levels)}")
     for level in levels:
-        if level not in subject.modules and not (Level.parse(level) and is_native(level)):
+        if level not in subject.modules and Level.parse(level).backend == SIMULATED:
             raise UsageError(
                 f"{level} is simulated: its arithmetic is emulated, its time is no cost; "
                 f"measure {NATIVE}{level}, or use a roofline"

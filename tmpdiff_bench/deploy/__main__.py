@@ -90,6 +90,11 @@ def _apply(options: argparse.Namespace) -> None:
     asked = values(options)
     if not {"model", "weights"} & asked.keys():
         asked["model"] = "sd3"
+    modules = asked.get("modules", {})
+    if idle := next((name for name in modules if name not in {options.reference, *plan}), None):
+        raise UsageError(
+            f"--level {idle}=... has no effect: neither the plan nor --reference is it"
+        )
     loaded = load_pipeline(**{name: asked[name] for name in _LOADING if name in asked})
     found = compare(
         loaded,
@@ -99,7 +104,7 @@ def _apply(options: argparse.Namespace) -> None:
         seed=asked.get("seed", 0),
         repeats=options.repeats,
         reference=options.reference,
-        modules=asked.get("modules"),
+        modules=modules,
     )
     found.picture.save(options.out)
     print(f"{loaded.title}: {plan}\n{found}\n{options.out}: {options.reference} left, plan right")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tmpdiff_bench.errors import UsageError
 from tmpdiff_bench.levels.leaf import from_disk, is_hooked
-from tmpdiff_bench.levels.own import OwnLevel
+from tmpdiff_bench.levels.own import OwnLevel, stored, tensors_of
 
 SAMPLED = 2**16  # elements of a tensor that tell whether it has been written to
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -29,7 +28,7 @@ class Followed:
         levels = [level for level in own if level.module is not denoiser]
         self._names = ", ".join(level.name for level in levels)
         self._whole = [level for level in levels if level.exchanged is None]
-        self._kept = list(_tensors(denoiser)) if self._whole else _exchanged(denoiser, levels)
+        self._kept = list(tensors_of(denoiser)) if self._whole else _exchanged(denoiser, levels)
         self._sums = sums(denoiser, self._kept)
         if self._whole:
             self._check_whole(self._whole[0])
@@ -37,7 +36,7 @@ class Followed:
 
     def is_left(self) -> bool:
         """Whether the denoiser has changed in a way that they don't follow."""
-        there = {id(tensor) for tensor in _tensors(self.denoiser)}
+        there = {id(tensor) for tensor in tensors_of(self.denoiser)}
         return (
             any(id(tensor) not in there for tensor in self._kept)
             or sums(self.denoiser, self._kept) != self._sums
@@ -71,7 +70,7 @@ def sums(denoiser: nn.Module, tensors: Sequence[Tensor]) -> list[int]:
     `weight.data +=`, which no counter of versions sees.
     """
     with from_disk(denoiser):
-        found = [_sum(part) for tensor in tensors for part in _stored(tensor.detach())]
+        found = [_sum(part) for tensor in tensors for part in stored(tensor.detach())]
     if not found:
         return []
     numbers: list[int] = torch.stack([x.to(found[0].device) for x in found]).tolist()
@@ -87,25 +86,11 @@ def _sum(tensor: Tensor) -> Tensor:
     return (bits * torch.arange(1, 2 * len(bits), 2, device=bits.device)).sum()
 
 
-def _stored(tensor: Tensor) -> Iterator[Tensor]:
-    """The plain tensors that one is, quantized or not."""
-    if is_traceable_wrapper_subclass(tensor):
-        for name in tensor.__tensor_flatten__()[0]:
-            yield from _stored(getattr(tensor, name))
-    else:
-        yield tensor.as_subclass(Tensor)
-
-
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
-
-
 def _exchanged(denoiser: nn.Module, levels: Iterable[OwnLevel]) -> list[Tensor]:
     """Tensors of the denoiser for which others stand."""
     parts = {part for level in levels for part in level.exchanged or ()}
-    inside = (x for module in denoiser.modules() if id(module) in parts for x in _tensors(module))
-    alone = (tensor for tensor in _tensors(denoiser) if id(tensor) in parts)
+    inside = (x for module in denoiser.modules() if id(module) in parts for x in tensors_of(module))
+    alone = (tensor for tensor in tensors_of(denoiser) if id(tensor) in parts)
     return list({id(tensor): tensor for tensor in (*inside, *alone)}.values())
 
 

@@ -82,7 +82,7 @@ class OwnLeaf(Leaf):
 def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """What a module of the user's own returns, moved to its inputs: offloading doesn't know it."""
     given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
-    first = next(_tensors_of(module), None)
+    first = next(tensors_of(module), None)
     if first is not None and given is not None and first.device != given.device:
         module.to(given.device)
     return module(*args, **kwargs)
@@ -90,20 +90,27 @@ def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 def own_bytes(module: nn.Module, denoiser: nn.Module) -> int:
     """Bytes of a module that are not the denoiser's."""
-    shared = {id(tensor) for tensor in _tensors_of(denoiser)}
-    own = {id(tensor): tensor for tensor in _tensors_of(module) if id(tensor) not in shared}
+    shared = {id(tensor) for tensor in tensors_of(denoiser)}
+    own = {id(tensor): tensor for tensor in tensors_of(module) if id(tensor) not in shared}
     return sum(map(stored_bytes, own.values()))
 
 
 def stored_bytes(tensor: Tensor) -> int:
     """Bytes that a tensor takes, quantized or not."""
+    return sum(part.nbytes for part in stored(tensor))
+
+
+def stored(tensor: Tensor) -> Iterator[Tensor]:
+    """The plain tensors that one is, quantized or not."""
     if is_traceable_wrapper_subclass(tensor):
-        inner = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
-        return sum(map(stored_bytes, inner))
-    return tensor.nbytes
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from stored(getattr(tensor, name))
+    else:
+        yield tensor.as_subclass(Tensor)
 
 
-def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
+def tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers."""
     yield from module.parameters()
     yield from module.buffers()
 

@@ -50,6 +50,8 @@ class OwnModules:
             UsageError: one that can't be loaded, with the reason.
         """
         for name, sources in self.given.items():
+            if place not in sources:
+                raise UsageError(f"level {name} has no module for the {place}")
             source = sources[place]
             if isinstance(source, Path) and (name, place) not in self._loaded:
                 self._loaded[name, place] = _loaded(name, source, eager(denoiser), dtype)
